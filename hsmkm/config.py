@@ -1,0 +1,397 @@
+"""Settings of a deployment (`hsmkm.toml` in its home folder) and of a meter model (`models/*.toml`).
+
+A setting is read from the file, and from the environment where HSMKM_<SECTION>_<KEY> is set, which wins. Every fault of
+a file is reported at once with its line. Nothing here is secret: a PIN is named by its source, never held.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hsmkm.errors import Fault, InputError
+
+SETTINGS_FILE = "hsmkm.toml"
+ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
+CONCENTRATOR_KINDS = ("relay", "client")
+EFFECTIVE = ("unknown", "now", "after-response", "release")
+SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
+FLAG_ID = re.compile(r"[A-Z]{3}")
+ENVIRONMENT_PREFIX = "HSMKM_"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PartySettings:
+    """Who this deployment is; `system_title` is 16 capital hex digits (8 octets), `flags` FLAG manufacturer ids."""
+
+    name: str
+    role: str
+    system_title: str
+    flags: tuple[str, ...] = ()
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if self.role not in ROLES:
+            found.append(("role", f"unknown role {self.role!r}: use one of {', '.join(ROLES)}"))
+        if not SYSTEM_TITLE.fullmatch(self.system_title):
+            found.append(("system_title", "a system title is 16 capital hex digits, such as 5554490000000001"))
+        found += [
+            ("flags", f"{flag!r} is not a FLAG id of three capital letters")
+            for flag in self.flags
+            if not FLAG_ID.fullmatch(flag)
+        ]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSection:
+    """Where the token is (PKCS#11 URI by label and serial), the profile that describes it, and its PINs' sources."""
+
+    profile: str = "softhsm2"
+    uri: str = ""
+    pin: str = "file:token/pin"
+    so_pin: str = "file:token/so-pin"
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The database: `sqlite:PATH` relative to the home folder, or a SQLAlchemy URL."""
+
+    url: str = "sqlite:store.db"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What is allowed, and the bounds on what is believed.
+
+    `kdf_on_host`: the key agreed for a package may pass through host memory once, where the token cannot derive it.
+    `import_keys`: a model's initial keys may be imported in clear.
+    `max_counter_jump`: how far a meter may move our invocation counter at once.
+    `retention_days`: how long a factory keeps its copy after the receipt. `package_days`: how long a package is valid.
+    `attempts_per_day`: associations tried on one meter in 24 hours while its state is unknown.
+    """
+
+    kdf_on_host: bool = True
+    import_keys: bool = True
+    max_counter_jump: int = 1_000_000
+    retention_days: int = 90
+    package_days: int = 30
+    attempts_per_day: int = 48
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        numbers = ("max_counter_jump", "retention_days", "package_days", "attempts_per_day")
+        return [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
+
+
+@dataclass(frozen=True, slots=True)
+class DlmsSettings:
+    """How meters are spoken to: seconds before an answer is given up, and invocation counters reserved at a time."""
+
+    timeout_seconds: int = 10
+    counter_block: int = 16
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        return [(name, "must be 1 or more") for name in ("timeout_seconds", "counter_block") if getattr(self, name) < 1]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """Where `hsmkm serve` listens, host:port; port 0 takes a free one and prints it."""
+
+    listen: str = "127.0.0.1:8443"
+
+
+@dataclass(frozen=True, slots=True)
+class ConcentratorSettings:
+    """A concentrator's AIM (its party name and https address), where the head end reaches it, and its kind."""
+
+    aim: str = ""
+    aim_url: str = ""
+    listen: str = "127.0.0.1:4059"
+    kind: str = "relay"
+    poll_seconds: int = 5
+    network_id: int = 0
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if self.kind not in CONCENTRATOR_KINDS:
+            found.append(("kind", f"unknown kind {self.kind!r}: use relay or client"))
+        if self.aim_url and not self.aim_url.startswith("https://"):
+            found.append(("aim_url", "must start with https://"))
+        if not 0 <= self.network_id <= 255:  # noqa: PLR2004 - one octet of the gateway prefix
+            found.append(("network_id", "must be 0 to 255"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything in a home folder's hsmkm.toml."""
+
+    home: Path
+    party: PartySettings
+    token: TokenSection = field(default_factory=TokenSection)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    dlms: DlmsSettings = field(default_factory=DlmsSettings)
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    concentrator: ConcentratorSettings = field(default_factory=ConcentratorSettings)
+
+    @property
+    def store_url(self) -> str:
+        """The database's URL with a relative SQLite path resolved against the home folder."""
+        scheme, _, path = self.store.url.partition(":")
+        if scheme == "sqlite" and not path.startswith("//"):
+            return f"sqlite:{self.home / path}"
+        return self.store.url
+
+
+@dataclass(frozen=True, slots=True)
+class MeterAddressing:
+    """Service access points (wrapper ports) of the logical device and of the two clients."""
+
+    server_sap: int = 1
+    client_sap: int = 1
+    public_client_sap: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationModel:
+    """The authentication mechanism (HLS 5 is GMAC) and how many failed associations the meter bears in a row."""
+
+    mechanism: int = 5
+    failed_limit: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySetupModel:
+    """Which Security Setup object (class 64) holds the keys, and its version."""
+
+    logical_name: str = "0.0.43.0.0.255"
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CounterModel:
+    """Where the public client reads the invocation counter, and whether a new GUEK restarts it."""
+
+    logical_name: str = "0.0.43.1.0.255"
+    reset_on_key_change: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTransferModel:
+    """How key_transfer is done: one array or key by key, in which order, when it takes effect, master changeable."""
+
+    array: bool = True
+    order: tuple[str, ...] = ("guek", "gak", "gbek")
+    effective: str = "unknown"
+    master_changeable: bool = True
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if sorted(self.order) != ["gak", "gbek", "guek"]:
+            found.append(("order", 'must name "guek", "gak" and "gbek" once each'))
+        if self.effective not in EFFECTIVE:
+            found.append(("effective", f"unknown value {self.effective!r}: use one of {', '.join(EFFECTIVE)}"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAgreementModel:
+    """The KDF's AlgorithmID prefix (hex; the last octet follows the key) and whether a lost answer has a way back."""
+
+    algorithm_id: str = "608574050803"
+    way_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeterModel:
+    """What must be known of a meter model to key its meters, from `models/NAME.toml`."""
+
+    name: str
+    flags: tuple[str, ...]
+    suites: tuple[int, ...] = (0,)
+    addressing: MeterAddressing = field(default_factory=MeterAddressing)
+    authentication: AuthenticationModel = field(default_factory=AuthenticationModel)
+    security_setup: SecuritySetupModel = field(default_factory=SecuritySetupModel)
+    counter: CounterModel = field(default_factory=CounterModel)
+    key_transfer: KeyTransferModel = field(default_factory=KeyTransferModel)
+    key_agreement: KeyAgreementModel = field(default_factory=KeyAgreementModel)
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the top level."""
+        found = [
+            ("flags", f"{flag!r} is not a FLAG id of three capital letters")
+            for flag in self.flags
+            if not FLAG_ID.fullmatch(flag)
+        ]
+        found += [("suites", f"unknown security suite {suite}") for suite in self.suites if suite not in (0, 1, 2)]
+        return found
+
+
+class _Reader:
+    """Reads one TOML text into dataclasses and collects its faults with their lines."""
+
+    def __init__(self, source: str, text: str, environment: Mapping[str, str]) -> None:
+        self.source = source
+        self.lines = text.splitlines()
+        self.environment = environment
+        self.found: list[Fault] = []
+        self.checks: list[tuple[str, Callable[[], list[tuple[str, str]]]]] = []
+        try:
+            self.table: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            place = re.search(r"line (\d+), column (\d+)", str(error))
+            line, column = (int(place[1]), int(place[2])) if place else (0, 0)
+            raise InputError(f"{source} is not TOML", [Fault(source, line, column, str(error))]) from error
+
+    def line_of(self, section: str, key: str) -> int:
+        """Find the line of a key, of its section's header, or 0."""
+        current, header = "", 0
+        for number, line in enumerate(self.lines, 1):
+            if match := re.match(r"\s*\[([^\]]+)\]", line):
+                current = match[1].strip()
+                header = number if current == section else header
+            elif current == section and re.match(rf"\s*{re.escape(key)}\s*=", line):
+                return number
+        return header
+
+    def fault(self, section: str, key: str, text: str) -> None:
+        """Note one fault of a key."""
+        name = f"{section}.{key}" if section else key
+        self.found.append(Fault(self.source, self.line_of(section, key), 0, f"{name}: {text}"))
+
+    def section(self, cls: type[T], section: str, table: object, extra: Mapping[str, object]) -> T | None:
+        """Read one table into a dataclass; None where a fault keeps it from being made."""
+        if not isinstance(table, dict):
+            self.fault("", section, "must be a table")
+            return None
+        before = len(self.found)
+        hints = get_type_hints(cls)
+        values: dict[str, object] = dict(extra)
+        known = [item for item in fields(cls) if item.name not in extra]  # type: ignore[arg-type]  # T is a dataclass
+        for key in table.keys() - {item.name for item in known}:
+            self.fault(section, key, "unknown setting")
+        for item in known:
+            self.value(section, item, hints[item.name], table, values)
+        if len(self.found) > before:
+            return None
+        made = cls(**values)
+        check: Callable[[], list[tuple[str, str]]] | None = getattr(made, "faults", None)
+        if check:
+            self.checks.append((section, check))
+        return made
+
+    def value(
+        self, section: str, item: Field[Any], kind: type[Any], table: Mapping[str, object], values: dict[str, object]
+    ) -> None:
+        """Read one field: a nested section, the environment's value, the file's, or the default."""
+        if is_dataclass(kind):
+            name = f"{section}.{item.name}" if section else item.name
+            values[item.name] = self.section(kind, name, table.get(item.name, {}), {})
+            return
+        variable = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        if section and variable in self.environment:
+            raw: object = _from_environment(self.environment[variable], kind)
+        elif item.name in table:
+            raw = table[item.name]
+        elif item.default is MISSING:
+            self.fault(section, item.name, "is missing")
+            return
+        else:
+            return
+        converted = _convert(raw, kind)
+        if converted is None:
+            self.fault(section, item.name, f"must be {_KIND_NAMES[kind]}")
+        else:
+            values[item.name] = converted
+
+    def finish(self, made: T | None) -> T:
+        """Give what was made, or raise every fault at once."""
+        for section, check in self.checks:
+            for key, text in check():
+                self.fault(section, key, text)
+        if self.found or made is None:
+            raise InputError(
+                f"{self.source} has {len(self.found)} fault(s)", sorted(self.found), "correct the lines named above"
+            )
+        return made
+
+
+_KIND_NAMES: dict[object, str] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    tuple[str, ...]: "a list of strings",
+    tuple[int, ...]: "a list of whole numbers",
+}
+
+
+def _convert(raw: object, kind: object) -> object | None:
+    if kind is str and isinstance(raw, str):
+        return raw
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    if kind in (tuple[str, ...], tuple[int, ...]) and isinstance(raw, Sequence) and not isinstance(raw, str):
+        member = str if kind == tuple[str, ...] else int
+        return tuple(raw) if all(type(item) is member for item in raw) else None
+    return None
+
+
+def _from_environment(text: str, kind: object) -> object:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is int:
+        return int(text) if re.fullmatch(r"-?\d+", text) else text
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text
+
+
+def load_settings(home: Path, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read HOME/hsmkm.toml; InputError names every fault with its line."""
+    path = home / SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"no {SETTINGS_FILE} in {home}", hint="make a home folder with: hsmkm --home DIR init")
+    reader = _Reader(str(path), path.read_text(encoding="utf-8"), os.environ if environment is None else environment)
+    return reader.finish(reader.section(Settings, "", reader.table, {"home": home.resolve()}))
+
+
+def data_folder(name: str) -> Path:
+    """Find `tokens` or `models`: inside the installed package, else at the top of the source tree."""
+    installed = Path(str(resources.files("hsmkm"))) / name
+    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / name
+
+
+def load_model(name: str, home: Path | None = None) -> MeterModel:
+    """Read a meter model's settings from HOME/models, else from those shipped; the file name is the model's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise InputError(f"{name!r} is not a model name", hint="letters, digits, dot, dash and underscore, at most 64")
+    folders = [*([home / "models"] if home else []), data_folder("models")]
+    for folder in folders:
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            return read_model(path)
+    raise InputError(f"unknown meter model {name!r}", hint=f"put its settings into {folders[0] / (name + '.toml')}")
+
+
+def read_model(path: Path) -> MeterModel:
+    """Read one model file; InputError names every fault with its line."""
+    reader = _Reader(str(path), path.read_text(encoding="utf-8"), {})
+    return reader.finish(reader.section(MeterModel, "", reader.table, {"name": path.stem}))
