@@ -1,0 +1,209 @@
+"""Tries a token: every operation a party needs is done, and every guard is misused, on probe objects.
+
+What a token can is found by doing it, never from its list of mechanisms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from pkcs11 import Attribute, KeyType
+
+from hsmkm.errors import HsmkmError, IntegrityError, TokenRefusedError
+from hsmkm.token import attributes
+from hsmkm.token.agreement import agree_as_recipient, agree_as_sender
+from hsmkm.token.keyring import STORAGE
+from hsmkm.token.profile import load_profile
+from hsmkm.token.session import open_session
+from hsmkm.token.signer import TokenSigner
+from hsmkm.token.template import Template
+from hsmkm.token.types import KeyRole, Use
+from hsmkm.token.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hsmkm.token.profile import Profile
+    from hsmkm.token.types import TokenSettings
+
+_IV = bytes(12)
+_BOTH, _AUTHENTICATION = 0x30, 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing tried, how it went, and what to do if it went wrong."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+class FailedProbeError(TokenRefusedError):
+    """A probe's outcome is wrong although no call failed."""
+
+
+def examine(settings: TokenSettings) -> list[Finding]:
+    """Try the token and report everything found; the probe objects are destroyed again.
+
+    Nothing is raised for a token that fails; the findings say so. The party's keys must exist.
+    """
+    findings: list[Finding] = []
+    try:
+        profile = load_profile(settings.profile)
+        findings.append(_profile_finding(profile))
+        with open_session(settings) as session:
+            findings.append(Finding("login", ok=True, detail=str(session.uri)))
+            vault = Vault(session)
+            findings.extend(_try(name, probe, vault) for name, probe in _PROBES)
+            findings.extend(_exposures(settings, profile))
+    except HsmkmError as error:
+        findings.append(Finding("session", ok=False, detail=error.message, hint=error.hint))
+    return findings
+
+
+def _profile_finding(profile: Profile) -> Finding:
+    if profile.verified:
+        return Finding("profile", ok=True, detail=f"{profile.name}: {profile.source}")
+    return Finding("profile", ok=True, detail=f"{profile.name} is not verified: {profile.source}")
+
+
+def _try(name: str, probe: Callable[[Vault], str], vault: Vault) -> Finding:
+    try:
+        return Finding(name, ok=True, detail=probe(vault))
+    except HsmkmError as error:
+        return Finding(name, ok=False, detail=error.message, hint=error.hint)
+
+
+def _party_keys(vault: Vault) -> str:
+    return f"storage:{vault.storage_key}, integrity:{vault.integrity_key}, attributes as required"
+
+
+def _generate_and_wrap(vault: Vault) -> str:
+    with vault.generate(KeyRole.MASTER, 0) as master, vault.generate(KeyRole.GUEK, 0) as guek:
+        if vault.wrap(master, guek) != vault.wrap(master, guek):
+            raise FailedProbeError("AES key wrap gave two answers", hint="the mechanism is not RFC 3394")
+        with vault.open(KeyRole.GUEK, vault.seal(guek), 0, Use.TRANSPORT) as again:
+            if vault.wrap(master, again) != vault.wrap(master, guek):
+                raise FailedProbeError("an unwrapped key is not the wrapped one", hint="do not use this token")
+    return "AES-128 generated, wrapped, unwrapped and equal"
+
+
+def _altered_wrap(vault: Vault) -> str:
+    with vault.generate(KeyRole.GUEK, 0) as guek:
+        sealed = vault.seal(guek)
+    wrapped = bytes((sealed.wrapped[0] ^ 1,)) + sealed.wrapped[1:]
+    try:
+        vault.open(KeyRole.GUEK, type(sealed)(sealed.storage_key, wrapped), 0, Use.TRANSPORT).destroy()
+    except IntegrityError:
+        return "an altered wrapped key is refused, and told from a failing token"
+    raise FailedProbeError("an altered wrapped key unwraps", hint="do not use this token")
+
+
+def _protect(vault: Vault) -> str:
+    with vault.generate(KeyRole.GUEK, 0) as guek, vault.generate(KeyRole.GAK, 0) as gak:
+        sealed = vault.seal(guek), vault.seal(gak)
+    with (
+        vault.open(KeyRole.GUEK, sealed[0], 0, Use.IN_USE) as guek,
+        vault.open(KeyRole.GAK, sealed[1], 0, Use.IN_USE) as gak,
+        vault.cipher(guek, gak) as cipher,
+    ):
+        protected = cipher.protect(_IV, _BOTH, b"", b"probe")
+        tag = cipher.protect(_IV, _AUTHENTICATION, b"", b"probe")
+        if cipher.unprotect(_IV, _BOTH, b"", protected) != b"probe":
+            raise FailedProbeError("AES-GCM does not give back what it took", hint="do not use this token")
+        cipher.unprotect(_IV, _AUTHENTICATION, b"", b"probe" + tag)
+        try:
+            cipher.unprotect(_IV, _BOTH, b"", protected[:-1] + bytes((protected[-1] ^ 1,)))
+        except IntegrityError:
+            return "AES-GCM with additional data, and without plaintext; a wrong tag is refused"
+    raise FailedProbeError("AES-GCM accepts a wrong tag", hint="do not use this token")
+
+
+def _mac(vault: Vault) -> str:
+    vault.verify(b"probe", vault.mac(b"probe"))
+    return "HMAC-SHA256"
+
+
+def _sign(vault: Vault) -> str:
+    label = f"probe:{vault.random(8).hex()}"
+    try:
+        vault.create_ec_key(label, usage="sign")
+        signer = TokenSigner(vault, label)
+        signer.public_key().verify(signer.sign(b"probe", ec.ECDSA(SHA256())), b"probe", ec.ECDSA(SHA256()))
+    except InvalidSignature as error:
+        raise FailedProbeError("an ECDSA signature does not verify", hint="do not use this token") from error
+    finally:
+        vault.key_pairs.destroy(label)
+    return "ECDSA on P-256"
+
+
+def _agree(vault: Vault) -> str:
+    label = f"probe:{vault.random(8).hex()}"
+    try:
+        vault.create_ec_key(label, usage="derive")
+        point, kek = agree_as_sender(vault, vault.public_key(label), b"probe")
+        with kek, vault.generate_package_key() as package:
+            wrapped = vault.wrap(kek, package)
+            with agree_as_recipient(vault, label, point, b"probe") as same:
+                vault.unwrap_package_key(same, wrapped).destroy()
+    finally:
+        vault.key_pairs.destroy(label)
+    return "ECDH on P-256 with the X9.63 KDF; both sides agree"
+
+
+def _readable_unwrap(vault: Vault) -> str:
+    if not vault.session.profile.guards.unwrap_template:
+        return "not enforced by this token: host code can read a key it unwraps"
+    with vault.generate(KeyRole.GUEK, 0) as guek:
+        sealed = vault.seal(guek)
+    readable = Template(
+        attributes.secret_key(KeyType.AES, frozenset(), on_token=False, sensitive=False, extractable=True)
+        | {Attribute.MODIFIABLE: not vault.session.profile.guards.unwrapped_unmodifiable}
+    )
+    storage = vault.keyring.number(STORAGE, sealed.storage_key)
+    cryptoki = vault.session.cryptoki
+    try:
+        made = cryptoki.unwrap(vault.session.profile.mechanisms.aes_key_wrap, storage, sealed.wrapped, readable)
+    except TokenRefusedError:
+        return "no key under the storage key can be unwrapped readable"
+    cryptoki.destroy(made)
+    raise FailedProbeError("a key under the storage key was unwrapped readable", hint="make the storage key anew")
+
+
+def _fixed_usage(vault: Vault) -> str:
+    storage = vault.keyring.newest(STORAGE)[1]
+    try:
+        vault.session.cryptoki.set_attributes(storage, Template({Attribute.DECRYPT: True}))
+    except TokenRefusedError:
+        return "the storage key gets no further usage"
+    raise FailedProbeError("the storage key was given the usage DECRYPT", hint="make a new storage key")
+
+
+_PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
+    ("party keys", _party_keys),
+    ("generate and wrap", _generate_and_wrap),
+    ("altered wrapped key", _altered_wrap),
+    ("protect an APDU", _protect),
+    ("MAC", _mac),
+    ("sign", _sign),
+    ("agree", _agree),
+    ("guard: readable unwrap", _readable_unwrap),
+    ("guard: fixed usage", _fixed_usage),
+)
+
+
+def _exposures(settings: TokenSettings, profile: Profile) -> list[Finding]:
+    """Declare which values pass through host memory with this token and policy."""
+    found = [Finding("exposure: GAK", ok=True, detail="in a wiped buffer while APDUs are protected (DLMS requires it)")]
+    if "digest-key" in profile.ladders["kdf_x963"]:
+        detail = "once in a wiped buffer" if settings.kdf_on_host else "forbidden: packages cannot be sent or opened"
+        found.append(Finding("exposure: agreed key", ok=settings.kdf_on_host, detail=detail, hint="token.kdf_on_host"))
+    if not profile.guards.unwrap_template:
+        found.append(Finding("exposure: wrapped keys", ok=True, detail="readable to whoever holds the token's PIN"))
+    return found

@@ -1,0 +1,248 @@
+"""The long-lived keys of a party: token objects, found by label and class, and checked whenever they are found.
+
+`storage:N`, `gak-storage:N` and `integrity:N` are numbered; the highest number is used for new work, and every number
+stays readable. After a reconnection a key is found again and compared with what it was: CKA_ID for all, a MAC over a
+fixed text for integrity keys, the public point for key pairs.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+from pkcs11 import Attribute, ObjectClass
+
+from hsmkm.errors import IntegrityError, RefusedError, TokenRefusedError
+from hsmkm.token import attributes, curves
+from hsmkm.token.template import Template
+from hsmkm.token.types import MAC_OCTETS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from hsmkm.token.attributes import Attributes
+    from hsmkm.token.session import TokenSession
+
+T = TypeVar("T")
+STORAGE = "storage"
+GAK_STORAGE = "gak-storage"
+INTEGRITY = "integrity"
+KINDS = (STORAGE, GAK_STORAGE, INTEGRITY)
+ID_OCTETS = 16
+_MAX_TOKEN_KEYS = 1024
+_LABEL = re.compile(rb"(storage|gak-storage|integrity):([1-9][0-9]{0,8})")
+_PROBE = b"hsmkm integrity key probe/1"
+_USAGES = {"sign": Attribute.SIGN, "derive": Attribute.DERIVE}
+
+
+class Keyring:
+    """The numbered symmetric keys of the token."""
+
+    def __init__(self, session: TokenSession) -> None:
+        self._session = session
+        self._mechanisms = session.profile.mechanisms
+        self._generation = 0
+        self._keys: dict[str, dict[int, int]] = {}
+        self._newest: dict[str, tuple[int, int]] = {}
+        self._known: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+        self._templates = {kind: Template(self._attributes(kind)) for kind in KINDS}
+
+    def newest(self, kind: str) -> tuple[int, int]:
+        """Return the number and the object handle of the newest key; TokenRefusedError if there is none."""
+        if self._generation != self._session.generation:
+            self._find_all()
+        found = self._newest.get(kind)
+        if found is None:
+            raise TokenRefusedError(f"the token has no {kind} key", hint="make the party's keys first: hsmkm init")
+        return found
+
+    def number(self, kind: str, number: int) -> int:
+        """Return the object handle of a numbered key; IntegrityError if the token lacks it."""
+        if self._generation != self._session.generation:
+            self._find_all()
+        found = self._keys[kind].get(number)
+        if found is None:
+            raise IntegrityError(f"the token has no key {kind}:{number}", hint="this is another token")
+        return found
+
+    def create_missing(self) -> None:
+        """Make number 1 of each kind that has no key, and check the others."""
+        self._find_all()
+        for kind in KINDS:
+            if not self._keys[kind]:
+                self._create(kind, 1)
+        self._find_all()
+
+    def create_next(self, kind: str) -> int:
+        """Make a key with the next number, which new work uses from now on; its number."""
+        number = self.newest(kind)[0] + 1
+        self._create(kind, number)
+        self._find_all()
+        return number
+
+    def mac(self, key: int, data: bytes) -> bytes:
+        """Make an HMAC-SHA256 of 32 octets: C_SignInit and C_Sign."""
+        value = self._session.cryptoki.sign(self._mechanisms.sha256_hmac, key, data)
+        if len(value) != MAC_OCTETS:
+            raise TokenRefusedError(f"the token's HMAC-SHA256 has {len(value)} octets")
+        return value
+
+    def _attributes(self, kind: str) -> Attributes:
+        if kind == INTEGRITY:
+            return attributes.integrity_key()
+        return attributes.storage_key(guarded=kind == STORAGE and self._session.profile.guards.unwrap_template)
+
+    def _create(self, kind: str, number: int) -> None:
+        listed = self._attributes(kind) | {
+            Attribute.LABEL: f"{kind}:{number}".encode(),
+            Attribute.ID: self._session.cryptoki.random(ID_OCTETS),
+            Attribute.VALUE_LEN: attributes.STORAGE_KEY_OCTETS,
+        }
+        mechanism = self._mechanisms.generic_secret_key_gen if kind == INTEGRITY else self._mechanisms.aes_key_gen
+        template = Template(listed)
+        made = self._session.cryptoki.generate_key(mechanism, template)
+        wrong = self._session.cryptoki.differences(made, template)
+        if wrong:
+            self._session.cryptoki.destroy(made)
+            raise TokenRefusedError(f"the token made {kind}:{number} with other attributes: {', '.join(wrong)}")
+
+    def _find_all(self) -> None:
+        """Find, check and compare every numbered key; what was known before a reconnection must be there again."""
+        generation = self._session.generation
+        cryptoki = self._session.cryptoki
+        keys: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
+        query = Template({Attribute.CLASS: int(ObjectClass.SECRET_KEY), Attribute.TOKEN: True})
+        for key in cryptoki.find(query, _MAX_TOKEN_KEYS):
+            match = _LABEL.fullmatch(cryptoki.read(key, Attribute.LABEL))
+            if match is None:
+                continue
+            kind, number = match[1].decode(), int(match[2])
+            if number in keys[kind]:
+                raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
+            self._check(kind, number, key)
+            keys[kind][number] = key
+        for kind, number in self._known:
+            if number not in keys[kind]:
+                raise IntegrityError(f"the key {kind}:{number} is gone from the token", hint="this is another token")
+        self._keys = keys
+        self._newest = {kind: max(found.items()) for kind, found in keys.items() if found}
+        self._generation = generation
+
+    def _check(self, kind: str, number: int, key: int) -> None:
+        wrong = self._session.cryptoki.differences(key, self._templates[kind])
+        if wrong:
+            raise IntegrityError(
+                f"the token's key {kind}:{number} has other attributes than it must have: {', '.join(wrong)}",
+                hint="it was not made here: do not use this token",
+            )
+        identity = self._session.cryptoki.read(key, Attribute.ID)
+        proof = self.mac(key, _PROBE) if kind == INTEGRITY else b""
+        known_identity, known_proof = self._known.setdefault((kind, number), (identity, proof))
+        if known_identity != identity or not hmac.compare_digest(known_proof, proof):
+            raise IntegrityError(f"the key {kind}:{number} is not what it was", hint="the token was exchanged")
+
+
+class KeyPairs:
+    """The EC key pairs of the token, each of one use."""
+
+    def __init__(self, session: TokenSession) -> None:
+        self._session = session
+
+    def create(self, label: str, curve: str, usage: str) -> None:
+        """Make a key pair; RefusedError if one of this label exists."""
+        if self.exists(label):
+            raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
+        cryptoki = self._session.cryptoki
+        flag = _USAGES[usage]
+        names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
+        public = Template(attributes.ec_public_key(flag, curves.parameters(curve), on_token=True) | names)
+        private = Template(attributes.ec_private_key(flag, on_token=True) | names)
+        mechanism = self._session.profile.mechanisms.ec_key_pair_gen
+        halves = cryptoki.generate_pair(mechanism, public, private)
+        wrong = cryptoki.differences(halves[0], public) + cryptoki.differences(halves[1], private)
+        if wrong:
+            for half in halves:
+                cryptoki.destroy(half)
+            raise TokenRefusedError(f"the token made the key {label} with other attributes: {', '.join(wrong)}")
+
+    def create_agreement(self, label: str, curve: str, at_birth: Callable[[ec.EllipticCurvePublicKey, int], T]) -> T:
+        """Make a key-agreement pair, which may sign until `at_birth(public key, object handle)` returns.
+
+        The request for its certificate must be signed by the key itself (RFC 2986 section 4.2), and the key that stays
+        in the token only derives. Raises RefusedError if a key of this label exists; nothing stays if anything fails.
+        """
+        if self.exists(label):
+            raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
+        cryptoki = self._session.cryptoki
+        names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
+        public, private = attributes.ec_pair_at_birth(curves.parameters(curve))
+        mechanism = self._session.profile.mechanisms.ec_key_pair_gen
+        born = cryptoki.generate_pair(mechanism, Template(public | names), Template(private | names))
+        try:
+            done = at_birth(self._read_public(born[0]), born[1])
+            copies = [
+                cryptoki.copy(born[1], Template(attributes.ec_copy(of_private=True))),
+                cryptoki.copy(born[0], Template(attributes.ec_copy(of_private=False))),
+            ]
+        finally:
+            for half in born:
+                cryptoki.destroy(half)
+        wrong = cryptoki.differences(copies[0], Template(attributes.kept_private_key(Attribute.DERIVE)))
+        if wrong:
+            for half in copies:
+                cryptoki.destroy(half)
+            raise TokenRefusedError(f"the token kept the key {label} with other attributes: {', '.join(wrong)}")
+        return done
+
+    def exists(self, label: str) -> bool:
+        """Tell whether there is a private key of this label."""
+        return self._find(label, ObjectClass.PRIVATE_KEY) is not None
+
+    def destroy(self, label: str) -> None:
+        """Destroy both halves of a key pair, where they exist."""
+        for of_class in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            found = self._find(label, of_class)
+            if found is not None:
+                self._session.cryptoki.destroy(found)
+
+    def public(self, label: str) -> ec.EllipticCurvePublicKey:
+        """Read a public key; RefusedError if there is none of this label."""
+        return self._read_public(self._found(label, ObjectClass.PUBLIC_KEY))
+
+    def _read_public(self, found: int) -> ec.EllipticCurvePublicKey:
+        cryptoki = self._session.cryptoki
+        return curves.from_token(cryptoki.read(found, Attribute.EC_PARAMS), cryptoki.read(found, Attribute.EC_POINT))
+
+    def private(self, label: str, usage: str) -> int:
+        """Find a private key of this one usage, "sign" or "derive"; IntegrityError if it may do anything else."""
+        found = self._found(label, ObjectClass.PRIVATE_KEY)
+        expected = Template(attributes.kept_private_key(_USAGES[usage]))
+        wrong = self._session.cryptoki.differences(found, expected)
+        if wrong:
+            raise IntegrityError(
+                f"the token's key {label} has other attributes than it must have: {', '.join(wrong)}",
+                hint="it was made elsewhere, or for another use: do not use it here",
+            )
+        return found
+
+    def identity(self, label: str) -> bytes:
+        """Read CKA_ID, which both halves share; IntegrityError if they differ."""
+        halves = (self._found(label, ObjectClass.PUBLIC_KEY), self._found(label, ObjectClass.PRIVATE_KEY))
+        public, private = (self._session.cryptoki.read(half, Attribute.ID) for half in halves)
+        if public != private:
+            raise IntegrityError(f"the halves of the key {label} do not belong together", hint="do not use it")
+        return private
+
+    def _found(self, label: str, of_class: ObjectClass) -> int:
+        found = self._find(label, of_class)
+        if found is None:
+            raise RefusedError(f"the token has no key {label}", hint="make it first")
+        return found
+
+    def _find(self, label: str, of_class: ObjectClass) -> int | None:
+        query = Template({Attribute.CLASS: int(of_class), Attribute.TOKEN: True, Attribute.LABEL: label.encode()})
+        found = self._session.cryptoki.find(query, 1)
+        return found[0] if found else None

@@ -1,0 +1,146 @@
+"""What a kind of token can and how it is asked, read from `tokens/NAME.toml`."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsmkm.errors import InputError, TokenUnreachableError
+from hsmkm.token import ckr
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_RUNGS: Mapping[str, frozenset[str]] = {
+    "kdf_x963": frozenset({"digest-key"}),
+    "kdf_sp800": frozenset({"digest-key"}),
+    "gcm": frozenset({"native"}),
+    "gak_read": frozenset({"readable"}),
+    "import": frozenset({"create-object"}),
+    "mac": frozenset({"hmac-sha256"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanisms:
+    """The numbers this token gives the mechanisms that are used."""
+
+    aes_key_gen: int
+    aes_key_wrap: int
+    aes_gcm: int
+    generic_secret_key_gen: int
+    sha256_hmac: int
+    sha256: int
+    sha384: int
+    ec_key_pair_gen: int
+    ecdsa: int
+    ecdh1_derive: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """What the token itself refuses, found by misusing it."""
+
+    unwrap_template: bool
+    modifiable: bool
+    unwrapped_unmodifiable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """The return values that blame the input, for unwrapping and for decryption."""
+
+    unwrap: frozenset[int]
+    decrypt: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One kind of token. `ladders` holds, for each task, the ways this token has for it, best first."""
+
+    name: str
+    verified: bool
+    source: str
+    modules: tuple[str, ...]
+    roles: frozenset[str]
+    max_session_objects: int
+    environment: Mapping[str, str]
+    mechanisms: Mechanisms
+    ladders: Mapping[str, tuple[str, ...]]
+    guards: Guards
+    altered: Altered
+
+    def module(self, configured: str) -> str:
+        """Return the path of the module to load; TokenUnreachableError if there is none."""
+        candidates = (configured,) if configured else self.modules
+        for path in candidates:
+            if Path(path).is_file():
+                return path
+        raise TokenUnreachableError(
+            f"no PKCS#11 module at {', '.join(candidates)}", hint="install the token's software, or set token.module"
+        )
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile from the installed package, or else from the source tree; InputError names a fault."""
+    if not _NAME.fullmatch(name):
+        raise InputError("a token profile's name has small letters, digits and hyphens", hint="for example softhsm2")
+    for folder in _folders():
+        file = folder / f"{name}.toml"
+        if file.is_file():
+            return parse_profile(file.read_text(encoding="utf-8"))
+    raise InputError(f"there is no token profile {name}", hint="the profiles are the files of tokens/")
+
+
+def _folders() -> tuple[Traversable, ...]:
+    package = importlib.resources.files("hsmkm")
+    return (package / "tokens", Path(__file__).parents[2] / "tokens")
+
+
+def parse_profile(text: str) -> Profile:
+    """Read a profile's TOML; InputError names what is missing, unknown or of the wrong type."""
+    try:
+        values = tomllib.loads(text)
+        return _profile(values)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the token profile is not TOML: {error}") from error
+    except KeyError as error:
+        raise InputError(f"the token profile lacks {error.args[0]}") from error
+    except (TypeError, AttributeError) as error:
+        raise InputError("the token profile holds a value of the wrong type, or a name that is not known") from error
+
+
+def _profile(values: Mapping[str, Any]) -> Profile:
+    altered = values["altered"]
+    return Profile(
+        name=str(values["name"]),
+        verified=values["verified"] is True,
+        source=str(values["source"]),
+        modules=tuple(str(path) for path in values["modules"]),
+        roles=frozenset(values["roles"]),
+        max_session_objects=int(values["max_session_objects"]),
+        environment={str(name): str(path) for name, path in values["environment"].items()},
+        mechanisms=Mechanisms(**values["mechanisms"]),
+        ladders=_ladders(values["ladders"]),
+        guards=Guards(**values["guards"]),
+        altered=Altered(unwrap=_codes(altered["unwrap"]), decrypt=_codes(altered["decrypt"])),
+    )
+
+
+def _ladders(values: Mapping[str, list[str]]) -> Mapping[str, tuple[str, ...]]:
+    for task in values.keys() ^ _RUNGS.keys():
+        raise InputError(f"the token profile's ladder {task} is missing or not known")
+    for task, rungs in values.items():
+        for rung in set(rungs) - _RUNGS[task]:
+            raise InputError(f"the token profile's ladder {task} has a rung {rung} that is not known")
+    return {task: tuple(rungs) for task, rungs in values.items()}
+
+
+def _codes(names: list[str]) -> frozenset[int]:
+    return frozenset(ckr.CODES[name] for name in names)

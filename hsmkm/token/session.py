@@ -1,0 +1,215 @@
+"""A logged-in session with one token, and its generations.
+
+C_Initialize and the login belong to the process, so a process has one TokenSession of a module at a time. A handle
+lives for one generation: after a re-initialisation the module counts its handles anew, and an old one would silently
+name another key. Generations are numbered over the whole process, so that a handle of another session is told apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from hsmkm.errors import InputError, LoginError, RefusedError, TokenUnreachableError
+from hsmkm.token.cryptoki import USER, USER_SO, Module
+from hsmkm.token.profile import load_profile
+from hsmkm.token.uri import TokenUri, pin_path, read_pin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from hsmkm.token.cryptoki import Session
+    from hsmkm.token.profile import Profile
+    from hsmkm.token.types import TokenSettings
+    from hsmkm.token.uri import Pin
+
+SOFTHSM = "softhsm2"
+LABEL_OCTETS = 32
+_PIN_RANDOM_OCTETS = 24
+
+_generations = itertools.count(1)
+_wrong_pins: set[tuple[Path, str]] = set()
+
+
+class TokenSession:
+    """One token, logged in. `open_session` makes it; `Vault` works with it."""
+
+    def __init__(self, settings: TokenSettings, profile: Profile, module: Module) -> None:
+        self.settings = settings
+        self.profile = profile
+        self._module = module
+        self._pin = read_pin(settings.pin, settings.home)
+        self.generation = next(_generations)
+        self.uri = TokenUri()
+        self._connected = False
+        self.cryptoki = self._connect()
+
+    def _connect(self) -> Session:
+        """Initialise, find the token and log in, under the file lock: SoftHSM's login rewrites a file of the token."""
+        with _login_lock(self.settings.home):
+            self._module.initialize()
+            try:
+                slot, self.uri = _find(self._module, TokenUri.parse(self.settings.uri))
+                session = self._module.open(slot, self.profile.altered)
+                self._login(session)
+            except BaseException:
+                self._module.finalize()
+                raise
+            self._connected = True
+            return session
+
+    def _login(self, session: Session) -> None:
+        source = (self.settings.home.resolve(), self.settings.pin)
+        if source in _wrong_pins:
+            raise LoginError(
+                "the token refused this PIN before, and it is not tried again",
+                hint="correct the PIN source and start again; the token locks itself after a few wrong PINs",
+            )
+        try:
+            session.login(USER, self._pin)
+        except LoginError:
+            _wrong_pins.add(source)
+            raise
+
+    def reconnect(self) -> None:
+        """Start a new generation: every handle made before is void, even if this fails.
+
+        Raises TokenUnreachableError while the token is gone; it may be called again then.
+        """
+        self.generation = next(_generations)
+        with suppress(TokenUnreachableError):  # what is gone needs no end, and the next step tells if it is
+            self._finalize()
+        self.cryptoki = self._connect()
+
+    def close(self) -> None:
+        """End the session: its session keys are gone, and every handle is void."""
+        self.generation = next(_generations)
+        self._finalize()
+
+    def _finalize(self) -> None:
+        if self._connected:
+            self._connected = False
+            self._module.finalize()
+
+
+@contextmanager
+def open_session(settings: TokenSettings) -> Iterator[TokenSession]:
+    """Log in to the one token that the settings name.
+
+    Raises TokenUnreachableError unless exactly one token matches, LoginError if the PIN cannot be read, is wrong or
+    locked, InputError for a wrong address or profile.
+    """
+    profile, module = _load(settings)
+    session = TokenSession(settings, profile, module)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def init_token(settings: TokenSettings, label: str) -> str:
+    """Initialise a token of this label (1 to 32 octets) and return its PKCS#11 URI, with the serial number.
+
+    For SoftHSM, its configuration and object folder are made in `home`/token. PINs whose source is a file that does not
+    exist are drawn and written there (mode 0600). Raises RefusedError if a token of this label exists.
+    """
+    if not 0 < len(label.encode()) <= LABEL_OCTETS or label != label.strip():
+        raise InputError(f"a token label has 1 to {LABEL_OCTETS} octets and no blank at its ends")
+    _prepare_home(settings)
+    profile, module = _load(settings)
+    so_pin, pin = _make_pin(settings.so_pin, settings.home), _make_pin(settings.pin, settings.home)
+    with _login_lock(settings.home):
+        module.initialize()
+        try:
+            module.init_token(_free_slot(module, label), so_pin, label)
+            slot, uri = _find(module, TokenUri(token=label))
+            session = module.open(slot, profile.altered)
+            session.login(USER_SO, so_pin)
+            session.init_pin(pin)
+        finally:
+            module.finalize()
+    return str(uri)
+
+
+def _load(settings: TokenSettings) -> tuple[Profile, Module]:
+    profile = load_profile(settings.profile)
+    for variable, path in profile.environment.items():
+        os.environ[variable] = str(settings.home.resolve() / path)
+    if settings.profile == SOFTHSM:
+        _configure_softhsm(settings.home)
+    configured = settings.module or (TokenUri.parse(settings.uri).module_path if settings.uri else "")
+    return profile, Module.load(profile.module(configured))
+
+
+def _find(module: Module, wanted: TokenUri) -> tuple[int, TokenUri]:
+    found = []
+    for slot in module.slots():
+        token, initialised = module.token(slot)
+        if initialised and wanted.matches(token):
+            found.append((slot, token))
+    if len(found) != 1:
+        raise TokenUnreachableError(
+            f"{len(found)} tokens match {wanted}" if found else f"no token matches {wanted}",
+            hint="compare token.uri with the tokens that the module shows: pkcs11-tool --list-token-slots",
+        )
+    return found[0]
+
+
+def _free_slot(module: Module, label: str) -> int:
+    free = []
+    for slot in module.slots():
+        token, initialised = module.token(slot)
+        if not initialised:
+            free.append(slot)
+        elif token.token == label:
+            raise RefusedError(f"a token {label} exists", hint="it is not initialised again: that would end its keys")
+    if not free:
+        raise TokenUnreachableError("the module shows no slot with an uninitialised token", hint="make one first")
+    return free[0]
+
+
+def _prepare_home(settings: TokenSettings) -> None:
+    folder = settings.home.resolve() / "token"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if settings.profile == SOFTHSM:
+        (folder / "tokens").mkdir(mode=0o700, exist_ok=True)
+
+
+def _configure_softhsm(home: Path) -> None:
+    """Point SoftHSM at this home's tokens, also when the home was moved or copied since."""
+    folder = home.resolve() / "token"
+    configuration = folder / "softhsm2.conf"
+    text = (
+        f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\n"
+        "log.level = ERROR\nslots.removable = false\n"
+    )
+    if folder.is_dir() and not (configuration.is_file() and configuration.read_text(encoding="utf-8") == text):
+        temporary = configuration.with_name(f"softhsm2.conf.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(configuration)
+
+
+def _make_pin(source: str, home: Path) -> Pin:
+    path = pin_path(source, home)
+    if path is not None and not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(_PIN_RANDOM_OCTETS) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    return read_pin(source, home)
+
+
+@contextmanager
+def _login_lock(home: Path) -> Iterator[None]:
+    folder = home / "token"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "login.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,80 @@
+"""The values other layers hold on behalf of the token; importing them does not load a PKCS#11 module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from pathlib import Path
+
+MAC_OCTETS = 32
+MAC_MECHANISM = "HMAC-SHA256"
+
+
+class KeyRole(StrEnum):
+    """What a meter uses a key for; the value is the name used in packages and in the store."""
+
+    MASTER = "master"
+    GUEK = "guek"
+    GBEK = "gbek"
+    GAK = "gak"
+
+
+class CarrierRole(StrEnum):
+    """Keys that exist only to carry other keys from one token to another."""
+
+    PACKAGE = "package"
+    AGREED = "agreed"
+
+
+class Use(Enum):
+    """What a session key may do: travel, work, or, for the one provisioning it is born in, both."""
+
+    TRANSPORT = "transport"
+    IN_USE = "in use"
+    BIRTH = "birth"
+
+
+@dataclass(frozen=True, slots=True)
+class Mac:
+    """An HMAC-SHA256 made in the token: 32 octets, and the number of the integrity key that made it."""
+
+    key_number: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A key wrapped (RFC 3394) under a storage key of this token: 24 octets for a 16-octet key, 40 for 32."""
+
+    storage_key: int
+    wrapped: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """Where a party's token is and how it is reached.
+
+    `profile` names a file of tokens/; `uri` is an RFC 7512 address; `pin` and `so_pin` are PIN sources, never PINs;
+    `module` is the path of the PKCS#11 module, or empty for the profile's own; `kdf_on_host` is the policy that allows
+    a derived key to pass through host memory once.
+    """
+
+    profile: str
+    uri: str
+    pin: str
+    so_pin: str
+    module: str
+    home: Path
+    kdf_on_host: bool
+
+
+def key_octets(suite: int) -> int:
+    """Return the length of a symmetric key of a DLMS security suite: 16 octets in suites 0 and 1, 32 in suite 2.
+
+    Raises ValueError for a suite that does not exist.
+    """
+    if suite in (0, 1):
+        return 16
+    if suite == 2:  # noqa: PLR2004 - the number of the suite is its name
+        return 32
+    raise ValueError(f"no security suite {suite}")

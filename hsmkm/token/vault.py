@@ -1,0 +1,253 @@
+"""A party's keys in its token: generate, seal, open, wrap, MAC.
+
+The keys of meters are session objects, and rest wrapped (RFC 3394) under the storage key outside the token. AES key
+wrap says nothing of a key's role or length, so both are checked here. The first object made with each template is read
+back.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, TypeVar
+
+from pkcs11 import Attribute
+
+from hsmkm.errors import IntegrityError, PolicyError, RefusedError, TokenRefusedError
+from hsmkm.token import attributes, curves
+from hsmkm.token.keyring import GAK_STORAGE, INTEGRITY, STORAGE, KeyPairs, Keyring
+from hsmkm.token.keys import CipherKey, KeyHandle
+from hsmkm.token.signer import BirthSigner
+from hsmkm.token.template import Template, ffi
+from hsmkm.token.types import (
+    MAC_MECHANISM,
+    CarrierRole,
+    KeyRole,
+    Mac,
+    Sealed,
+    Use,
+    key_octets,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Literal
+
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from hsmkm.token.attributes import Attributes, Role
+    from hsmkm.token.session import TokenSession
+
+T = TypeVar("T")
+PACKAGE_KEY_OCTETS = 32
+WRAP_OVERHEAD = 8
+
+# Which keys may lie under which; a client never unwraps under a master key.
+_CARRIES: Mapping[Role, frozenset[Role]] = {
+    KeyRole.MASTER: frozenset(KeyRole),
+    CarrierRole.PACKAGE: frozenset(KeyRole),
+    CarrierRole.AGREED: frozenset({CarrierRole.PACKAGE}),
+}
+
+
+class Vault:
+    """The keys of one party, over one session; one thread uses it.
+
+    As an authenticator of the store it makes and verifies MACs under numbered integrity keys.
+    """
+
+    mac_mechanism = MAC_MECHANISM
+
+    def __init__(self, session: TokenSession) -> None:
+        self.session = session
+        self.key_pairs = KeyPairs(session)
+        self.keyring = Keyring(session)
+        self._mechanisms = session.profile.mechanisms
+        self._templates: dict[tuple[Role, Use, int], Template] = {}
+        self._proven: set[Template] = set()
+
+    # Long-lived keys
+
+    def create_keys(self) -> None:
+        """Make storage:1, gak-storage:1 and integrity:1 where they are missing.
+
+        Raises IntegrityError if one exists with other attributes than it must have.
+        """
+        self.keyring.create_missing()
+
+    @property
+    def integrity_key(self) -> int:
+        """The number of the newest integrity key, the one that mac() uses."""
+        return self.keyring.newest(INTEGRITY)[0]
+
+    @property
+    def storage_key(self) -> int:
+        """The number of the newest storage key, the one that seal() uses for all but GAKs."""
+        return self.keyring.newest(STORAGE)[0]
+
+    def create_ec_key(self, label: str, curve: str = "P-256", usage: Literal["sign", "derive"] = "sign") -> bytes:
+        """Make an EC key pair of one use in the token; its public point, uncompressed, 65 octets (97 on P-384).
+
+        Raises RefusedError if a key of this label exists.
+        """
+        self.key_pairs.create(label, curve, usage)
+        return curves.encode(self.public_key(label))
+
+    def create_agreement_key(self, label: str, curve: str, at_birth: Callable[[BirthSigner], T]) -> T:
+        """Make a key-agreement pair in the token; at its birth it signs what `at_birth` asks, then it only derives.
+
+        Gives what `at_birth` returns. Raises RefusedError if a key of this label exists.
+        """
+        return self.key_pairs.create_agreement(
+            label, curve, lambda public, number: at_birth(BirthSigner(self, label, public, number))
+        )
+
+    def has_ec_key(self, label: str) -> bool:
+        """Tell whether the token has a private key of this label."""
+        return self.key_pairs.exists(label)
+
+    def public_key(self, label: str) -> ec.EllipticCurvePublicKey:
+        """Read the public half of a key pair; RefusedError if there is none of this label."""
+        return self.key_pairs.public(label)
+
+    # Session keys
+
+    def generate(self, role: KeyRole, suite: int) -> KeyHandle:
+        """Make a meter's key for its one provisioning: it can be wrapped, and a master key can wrap."""
+        return self._generate(role, key_octets(suite))
+
+    def generate_package_key(self) -> KeyHandle:
+        """Make the AES-256 key under which a package's keys are wrapped, and that is wrapped once itself."""
+        return self._generate(CarrierRole.PACKAGE, PACKAGE_KEY_OCTETS)
+
+    def seal(self, key: KeyHandle) -> Sealed:
+        """Wrap a key under the newest storage key, a GAK under the newest GAK storage key."""
+        if key.role not in _CARRIES[KeyRole.MASTER]:
+            raise PolicyError(f"a {key.role} key is not stored", hint="only the keys of meters are")
+        number, under = self.keyring.newest(GAK_STORAGE if key.role is KeyRole.GAK else STORAGE)
+        return Sealed(number, self._wrap(under, key))
+
+    def open(self, role: KeyRole, sealed: Sealed, suite: int, use: Use) -> KeyHandle:
+        """Unwrap a sealed key for transport or for use.
+
+        Raises IntegrityError if the octets do not unwrap or have another length than the suite's keys, or if the token
+        lacks the storage key they name.
+        """
+        if use is Use.BIRTH:
+            raise PolicyError("a key is born once", hint="open it for transport or for use")
+        under = self.keyring.number(GAK_STORAGE if role is KeyRole.GAK else STORAGE, sealed.storage_key)
+        return self._unwrap(under, sealed.wrapped, role, use, key_octets(suite))
+
+    def wrap(self, under: KeyHandle, key: KeyHandle) -> bytes:
+        """Wrap a key (RFC 3394) under a master, package or agreed key; 8 octets longer than the key."""
+        if key.role not in _CARRIES.get(under.role, frozenset()):
+            raise PolicyError(f"a {key.role} key does not travel under a {under.role} key")
+        if key.octets > under.octets:
+            raise PolicyError("a key does not travel under a shorter one", hint="use keys of one suite")
+        return self._wrap(under.number(), key)
+
+    def unwrap(self, under: KeyHandle, wrapped: bytes, role: KeyRole, suite: int) -> KeyHandle:
+        """Unwrap a meter's key from a package, for transport; IntegrityError if it does not fit key or suite."""
+        if under.role is not CarrierRole.PACKAGE:
+            raise PolicyError(f"nothing is unwrapped under a {under.role} key", hint="only a package is opened")
+        return self._unwrap(under.number(), wrapped, role, Use.TRANSPORT, key_octets(suite))
+
+    def unwrap_package_key(self, kek: KeyHandle, wrapped: bytes) -> KeyHandle:
+        """Unwrap a package's key under the agreed key; it only unwraps."""
+        if kek.role is not CarrierRole.AGREED:
+            raise PolicyError(f"a package's key does not travel under a {kek.role} key")
+        return self._unwrap(kek.number(), wrapped, CarrierRole.PACKAGE, Use.IN_USE, PACKAGE_KEY_OCTETS)
+
+    def import_key(self, role: KeyRole, suite: int, value: bytearray) -> KeyHandle:
+        """Take in a key the host has, for transport, and wipe `value` whether it goes well or not."""
+        try:
+            if len(value) != key_octets(suite):
+                raise RefusedError(f"a key of suite {suite} has {key_octets(suite)} octets, not {len(value)}")
+            template = Template(attributes.session_key(role, Use.TRANSPORT) | {Attribute.VALUE: ffi.from_buffer(value)})
+            return self._made(self.session.cryptoki.create(template), template, role, Use.TRANSPORT, len(value))
+        finally:
+            value[:] = bytes(len(value))
+
+    def cipher(self, guek: KeyHandle, gak: KeyHandle) -> CipherKey:
+        """Combine an encryption key and an authentication key in use; GAK is read into memory that close() wipes."""
+        gak.number()
+        guek.number()
+        return CipherKey(self.session, guek, gak)
+
+    def destroy(self, key: KeyHandle) -> None:
+        """Destroy a session key; one that is gone with its generation stays gone."""
+        key.destroy()
+
+    # MACs and randomness
+
+    def mac(self, data: bytes) -> Mac:
+        """Make an HMAC-SHA256 (32 octets) with the newest integrity key."""
+        number, key = self.keyring.newest(INTEGRITY)
+        return Mac(number, self.keyring.mac(key, data))
+
+    def verify(self, data: bytes, mac: Mac) -> None:
+        """Check a MAC; IntegrityError if it does not fit or its key is not in this token."""
+        key = self.keyring.number(INTEGRITY, mac.key_number)
+        if not hmac.compare_digest(self.keyring.mac(key, data), mac.value):
+            raise IntegrityError("a MAC does not fit its data", hint="the data was altered, or belongs elsewhere")
+
+    def random(self, count: int) -> bytes:
+        """Take random octets from the token."""
+        return self.session.cryptoki.random(count)
+
+    # The calls below
+
+    def _wrap(self, under: int, key: KeyHandle) -> bytes:
+        wrapped = self.session.cryptoki.wrap(self._mechanisms.aes_key_wrap, under, key.number())
+        if len(wrapped) != key.octets + WRAP_OVERHEAD:
+            raise TokenRefusedError(f"the token wrapped a key of {key.octets} octets into {len(wrapped)}")
+        return wrapped
+
+    def _unwrap(self, under: int, wrapped: bytes, role: Role, use: Use, octets: int) -> KeyHandle:
+        if len(wrapped) != octets + WRAP_OVERHEAD:
+            raise IntegrityError(
+                f"a wrapped {role} key has {len(wrapped)} octets instead of {octets + WRAP_OVERHEAD}",
+                hint="it is of another suite, or was altered",
+            )
+        template = self._template(role, use)
+        number = self.session.cryptoki.unwrap(self._mechanisms.aes_key_wrap, under, wrapped, template)
+        return self._made(number, template, role, use, octets)
+
+    def _generate(self, role: Role, octets: int) -> KeyHandle:
+        template = self._template(role, Use.BIRTH, octets)
+        number = self.session.cryptoki.generate_key(self._mechanisms.aes_key_gen, template)
+        return self._made(number, template, role, Use.BIRTH, octets)
+
+    def _template(self, role: Role, use: Use, octets: int = 0) -> Template:
+        found = self._templates.get((role, use, octets))
+        if found is None:
+            listed = (
+                attributes.carrier_key(Attribute.UNWRAP)
+                if role is CarrierRole.PACKAGE and use is Use.IN_USE
+                else attributes.session_key(role, use)
+            )
+            if octets:
+                listed[Attribute.VALUE_LEN] = octets
+            else:
+                listed[Attribute.MODIFIABLE] = not self.session.profile.guards.unwrapped_unmodifiable
+            found = self._templates[role, use, octets] = Template(listed)
+        return found
+
+    def _made(self, number: int, template: Template, role: Role, use: Use, octets: int) -> KeyHandle:
+        """Make the handle of a new object, after reading back the first object of its template.
+
+        A template that holds a value serves one object only, and is not remembered.
+        """
+        if template not in self._proven:
+            wrong = self.session.cryptoki.differences(number, template)
+            if wrong:
+                self.session.cryptoki.destroy(number)
+                raise TokenRefusedError(f"the token made a {role} key with other attributes: {', '.join(wrong)}")
+            if Attribute.VALUE not in template.attributes:
+                self._proven.add(template)
+        return KeyHandle(self.session, number, role, use, octets)
+
+    def adopt(self, listed: Attributes, value: Any, role: CarrierRole) -> KeyHandle:  # noqa: ANN401 - C memory
+        """Make a carrier key of a value in C memory, which stays its owner's to wipe."""
+        template = Template(listed | {Attribute.VALUE: value})
+        number = self.session.cryptoki.create(template)
+        return self._made(number, template, role, Use.IN_USE, ffi.sizeof(value))

@@ -1,0 +1,79 @@
+"""A fresh SoftHSM token for each test that asks for one, and the published test vectors; nothing is mocked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hsmkm.token.session import init_token, open_session
+from hsmkm.token.types import TokenSettings
+from hsmkm.token.vault import Vault
+from tests.realm import Realm, build_realm, copy_realm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def make_token(home: Path, label: str = "test") -> TokenSettings:
+    """Make a home folder with an initialised token, whose PINs lie in files as `hsmkm init` leaves them."""
+    settings = TokenSettings(
+        profile="softhsm2",
+        uri="",
+        pin="file:token/pin",
+        so_pin="file:token/so-pin",
+        module="",
+        home=home,
+        kdf_on_host=True,
+    )
+    return replace(settings, uri=init_token(settings, label))
+
+
+@pytest.fixture
+def token_settings(tmp_path: Path) -> TokenSettings:
+    """Settings of a new home folder with an initialised, empty token."""
+    return make_token(tmp_path / "home")
+
+
+@pytest.fixture
+def vault(token_settings: TokenSettings) -> Iterator[Vault]:
+    """A party's keys in a new token, over a session of this process; one such session at a time."""
+    with open_session(token_settings) as session:
+        opened = Vault(session)
+        opened.create_keys()
+        yield opened
+
+
+@pytest.fixture
+def new_token(tmp_path: Path) -> Callable[[str], TokenSettings]:
+    """Make, or find again, a home folder with a token of this label."""
+    made: dict[str, TokenSettings] = {}
+
+    def make(label: str) -> TokenSettings:
+        if label not in made:
+            made[label] = make_token(tmp_path / label, label)
+        return made[label]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict[str, Any]:
+    """Numbers that others published, from tests/vectors/dlms.json."""
+    read: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "dlms.json").read_text(encoding="utf-8"))
+    return read
+
+
+@pytest.fixture(scope="session")
+def realm_template(tmp_path_factory: pytest.TempPathFactory) -> Realm:
+    """Every party of tests.realm, made once for this process; a test takes a copy with `realm`."""
+    return build_realm(tmp_path_factory.mktemp("realm"))
+
+
+@pytest.fixture
+def realm(realm_template: Realm, tmp_path: Path) -> Realm:
+    """A realm of this test's own."""
+    return copy_realm(realm_template, tmp_path / "realm")

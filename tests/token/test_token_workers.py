@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hsmkm.errors import RefusedError, TokenUnreachableError
+from hsmkm.token.workers import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from hsmkm.token.types import TokenSettings
+
+
+def test_a_worker_enters_its_context_once_and_serves_calls_in_another_process(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker:
+        assert worker.call(work.echo, 1) == ("context", 1)
+        assert worker.call(work.process) == worker.call(work.process) != os.getpid()
+    assert not worker.alive
+
+
+def test_the_owner_gets_macs_without_loading_the_module(work: ModuleType, token_settings: TokenSettings) -> None:
+    with Worker(work.open_vault, token_settings) as worker:
+        assert worker.call(work.mac, b"data") == worker.call(work.mac, b"data")
+
+
+def test_an_error_of_ours_travels_with_its_reasons_and_hint(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker:
+        with pytest.raises(RefusedError) as caught:
+            worker.call(work.refuse)
+        assert (caught.value.reasons, caught.value.hint) == (("one", "two"), "ask again")
+        assert worker.call(work.echo, 2) == ("context", 2)
+
+
+def test_an_unexpected_error_names_its_type_and_place_and_no_value(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker, pytest.raises(WorkerError) as caught:
+        worker.call(work.stumble, "00112233")
+    assert "KeyError" in caught.value.message
+    assert "token_work.py:" in caught.value.message
+    assert "00112233" not in repr(caught.value)
+
+
+def test_an_error_of_the_opener_is_raised_at_the_start(work: ModuleType, token_settings: TokenSettings) -> None:
+    (token_settings.home / "token" / "pin").chmod(0o644)
+    with pytest.raises(Exception, match="others may read the PIN file"):
+        Worker(work.open_vault, token_settings)
+
+
+def test_a_missed_deadline_ends_the_worker(work: ModuleType) -> None:
+    worker = Worker(work.nothing)
+    started = time.monotonic()
+    with pytest.raises(TokenUnreachableError, match="did not answer"):
+        worker.call(work.sleep, 60.0, deadline=0.2)
+    assert time.monotonic() - started < 30
+    assert not worker.alive
+    with pytest.raises(TokenUnreachableError, match="ended"):
+        worker.call(work.echo, 1)
+
+
+def test_a_dead_worker_is_an_unreachable_token(work: ModuleType) -> None:
+    worker = Worker(work.nothing)
+    with pytest.raises(TokenUnreachableError, match="ended"):
+        worker.call(work.die)
+    worker.close()
+
+
+def test_a_stream_yields_what_the_worker_yields_and_may_be_left_early(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker:
+        assert list(worker.stream(work.count, 1000)) == list(range(1000))
+        stream = worker.stream(work.count, 10**9)
+        assert [next(stream), next(stream)] == [0, 1]
+        with pytest.raises(RuntimeError, match="stream"):
+            worker.call(work.echo, 1)
+        stream.close()  # type: ignore[attr-defined]
+        assert worker.call(work.echo, 1) == ("context", 1)
+        ended = worker.stream(work.count, 1)
+        assert next(ended) == 0
+        ended.close()  # type: ignore[attr-defined]
+        assert worker.call(work.echo, 2) == ("context", 2)
+
+
+def test_an_error_in_a_stream_arrives_after_its_items(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker:
+        stream = worker.stream(work.count_and_refuse, 3)
+        assert [next(stream), next(stream), next(stream)] == [0, 1, 2]
+        with pytest.raises(RefusedError, match="enough"):
+            next(stream)
+        assert worker.call(work.echo, 3) == ("context", 3)
+
+
+def test_a_program_given_on_the_command_line_can_start_a_worker() -> None:
+    program = (
+        "import token_work as work; from hsmkm.token.workers import Worker\n"
+        "with Worker(work.nothing) as worker: print(worker.call(work.echo, 5))"
+    )
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": folder},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "('context', 5)\n"

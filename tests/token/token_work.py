@@ -1,0 +1,92 @@
+"""What workers run in the tests: they import it by name, as they import the functions of the package."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hsmkm.errors import RefusedError
+from hsmkm.token.session import open_session
+from hsmkm.token.types import KeyRole
+from hsmkm.token.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from hsmkm.token.types import Mac, TokenSettings
+
+
+@contextmanager
+def open_vault(settings: TokenSettings) -> Iterator[Vault]:
+    with open_session(settings) as session:
+        vault = Vault(session)
+        vault.create_keys()
+        yield vault
+
+
+@contextmanager
+def nothing() -> Iterator[str]:
+    yield "context"
+
+
+def provision(vault: Vault, meters: int) -> int:
+    with vault.generate_package_key() as package:
+        for meter in range(meters):
+            provision_one(vault, package, meter)
+    return meters
+
+
+def provision_one(vault: Vault, package: object, meter: int) -> None:
+    keys = [vault.generate(role, 0) for role in KeyRole]
+    for key in keys:
+        vault.seal(key)
+    for key in keys[1:]:
+        vault.wrap(keys[0], key)
+    vault.wrap(package, keys[0])  # type: ignore[arg-type]
+    vault.mac(b"meter %d" % meter)
+    for key in keys:
+        vault.destroy(key)
+
+
+def mac(vault: Vault, data: bytes) -> Mac:
+    return vault.mac(data)
+
+
+def log_in(_context: str, settings: TokenSettings) -> None:
+    with open_session(settings):
+        pass
+
+
+def echo(context: str, value: object) -> tuple[str, object]:
+    return context, value
+
+
+def process(_context: str) -> int:
+    return os.getpid()
+
+
+def sleep(_context: str, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def die(_context: str) -> None:
+    os._exit(9)
+
+
+def refuse(_context: str) -> None:
+    raise RefusedError("no", reasons=("one", "two"), hint="ask again")
+
+
+def stumble(_context: str, secret: str) -> None:
+    raise KeyError(secret)
+
+
+def count(_context: str, end: int) -> Generator[int, None, None]:
+    yield from range(end)
+
+
+def count_and_refuse(_context: str, end: int) -> Generator[int, None, None]:
+    yield from range(end)
+    raise RefusedError("enough")
