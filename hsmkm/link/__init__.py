@@ -1,0 +1,1 @@
+"""How APDUs travel: framing, gateways and connections, without knowledge of keys."""

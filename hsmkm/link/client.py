@@ -1,0 +1,79 @@
+"""A DLMS client: drives an association's state machine over a link, one call for one service."""
+
+from __future__ import annotations
+
+from hsmkm.dlms.association import Associated, Association, Event, Refused, Released, Result, Send
+from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.types import AttributeRef, MethodRef
+from hsmkm.errors import ProtocolError, RefusedError
+from hsmkm.link.tcp import ApduLink
+
+
+class MeterRefusedError(RefusedError):
+    """The meter declined; `event` says how, and whether the refusal was authenticated."""
+
+    def __init__(self, event: Refused, hint: str = "") -> None:
+        self.event = event
+        super().__init__(f"the meter refused: {event.reason}", (event.reason,), hint)
+        self.args = (event, hint)
+
+
+class Client:
+    """One association over one link.
+
+    Every method raises MeterRefusedError where the meter declines, TransportError where it cannot be reached or stays
+    silent, ProtocolError or IntegrityError where its answer is not to be believed.
+    """
+
+    def __init__(self, link: ApduLink, association: Association) -> None:
+        self._link = link
+        self._association = association
+
+    def associate(self) -> Associated:
+        """Open the association, with mutual authentication where the settings ask for it."""
+        event = self._drive(self._association.associate())
+        if isinstance(event, Associated):
+            return event
+        raise _unexpected()
+
+    def get(self, ref: AttributeRef) -> Data:
+        """Read an attribute, in blocks where the meter sends blocks."""
+        data = self._result(self._association.get(ref))
+        if data is None:
+            raise _unexpected()
+        return data
+
+    def set(self, ref: AttributeRef, data: Data) -> None:
+        """Write an attribute."""
+        self._result(self._association.set(ref, data))
+
+    def action(self, ref: MethodRef, data: Data | None = None) -> Data | None:
+        """Invoke a method and give its return value."""
+        return self._result(self._association.action(ref, data))
+
+    def release(self) -> None:
+        """Close the association in good order; the link stays open."""
+        if not isinstance(self._drive(self._association.release()), Released):
+            raise _unexpected()
+
+    def _result(self, request: bytes) -> Data | None:
+        event = self._drive(request)
+        if isinstance(event, Result):
+            return event.data
+        raise _unexpected()
+
+    def _drive(self, request: bytes) -> Event:
+        event: Event = Send(request)
+        while isinstance(event, Send):
+            event = self._association.receive(self._exchange(event.apdu))
+        if isinstance(event, Refused):
+            raise MeterRefusedError(event)
+        return event
+
+    def _exchange(self, apdu: bytes) -> bytes:
+        settings = self._association.settings
+        return self._link.exchange(apdu, settings.client_sap, settings.server_sap)
+
+
+def _unexpected() -> ProtocolError:
+    return ProtocolError("the meter's answer is that of another service")

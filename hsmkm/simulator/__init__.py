@@ -1,0 +1,1 @@
+"""A virtual meter with software keys; it knows the standard, but neither a token nor the steps."""

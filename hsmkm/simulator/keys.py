@@ -1,0 +1,86 @@
+"""Software keys and counters: what a meter has in its flash, and what tests use in place of a token."""
+
+from __future__ import annotations
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from hsmkm.dlms.ciphering import AUTHENTICATION, BOTH, ENCRYPTION, HIGHEST_COUNTER, TAG_OCTETS
+from hsmkm.errors import IntegrityError, RefusedError
+
+_FIRST_BLOCK = (2).to_bytes(4, "big")
+
+
+class SoftwareKeys:
+    """A GUEK with its GAK in host memory; fulfils `hsmkm.dlms.ciphering.CipherKey`."""
+
+    __slots__ = ("_gak", "_guek")
+
+    def __init__(self, guek: bytes, gak: bytes) -> None:
+        self._guek = guek
+        self._gak = gak
+
+    def protect(self, iv: bytes, security_control: int, header: bytes, data: bytes) -> bytes:
+        """Give ciphertext || tag, ciphertext, or the tag alone, as `CipherKey` says."""
+        mode = security_control & BOTH
+        associated = self._associated(security_control, header, data)
+        if mode == ENCRYPTION:
+            return self._counter_mode(iv, data)
+        if mode == AUTHENTICATION:
+            return AESGCM(self._guek).encrypt(iv, b"", associated)[:TAG_OCTETS]
+        if mode == BOTH:
+            return AESGCM(self._guek).encrypt(iv, data, associated)[: len(data) + TAG_OCTETS]
+        raise RefusedError("an APDU is protected by authentication, encryption or both")
+
+    def unprotect(self, iv: bytes, security_control: int, header: bytes, data: bytes) -> bytes:
+        """Give the plaintext; raises IntegrityError on a bad tag."""
+        mode = security_control & BOTH
+        if mode == ENCRYPTION:
+            return self._counter_mode(iv, data)
+        if mode == 0 or len(data) < TAG_OCTETS:
+            raise IntegrityError("the APDU carries no authentication tag")
+        body, tag = data[:-TAG_OCTETS], data[-TAG_OCTETS:]
+        associated = self._associated(security_control, header, body)
+        decryptor = Cipher(algorithms.AES(self._guek), modes.GCM(iv, tag, min_tag_length=TAG_OCTETS)).decryptor()
+        decryptor.authenticate_additional_data(associated)
+        try:
+            plain = decryptor.update(body if mode == BOTH else b"") + decryptor.finalize()
+        except InvalidTag:
+            raise IntegrityError("the authentication tag does not fit") from None
+        return plain if mode == BOTH else body
+
+    def _associated(self, security_control: int, header: bytes, data: bytes) -> bytes:
+        plain = data if security_control & BOTH == AUTHENTICATION else b""
+        return bytes([security_control]) + self._gak + header + plain
+
+    def _counter_mode(self, iv: bytes, data: bytes) -> bytes:
+        encryptor = Cipher(algorithms.AES(self._guek), modes.CTR(iv + _FIRST_BLOCK)).encryptor()
+        return encryptor.update(data) + encryptor.finalize()
+
+
+class SoftwareCounter:
+    """An invocation counter that lives as long as the process."""
+
+    def __init__(self, value: int = 1) -> None:
+        self.value = value
+
+    def next(self) -> int:
+        """Give the next value; raises RefusedError when they are used up."""
+        if self.value > HIGHEST_COUNTER:
+            raise RefusedError("the invocation counter is used up", hint="renew the key")
+        self.value += 1
+        return self.value - 1
+
+
+class SoftwareReceiveCounter:
+    """The lowest acceptable counter of a sender, for as long as the process lives."""
+
+    def __init__(self, lowest: int = 0) -> None:
+        self.lowest = lowest
+
+    def accept(self, value: int) -> None:
+        """Take an authenticated counter value; raises IntegrityError for one that may be a replay."""
+        if value < self.lowest:
+            raise IntegrityError("the invocation counter is below the lowest acceptable one")
+        self.lowest = value + 1
