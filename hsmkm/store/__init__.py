@@ -1,0 +1,1 @@
+"""What a deployment knows, in one database: every change is one transaction that ends with one audit record."""

@@ -1,0 +1,103 @@
+"""The audit chain: each record holds the hash of the one before, so that the first that was altered is found.
+
+Records are appended by `Store.begin` alone. A record cut off the end leaves a chain that fits: checkpoints, signed in
+the token and kept outside the database, show that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from hsmkm.errors import RefusedError
+from hsmkm.store.canonical import canonical_json
+from hsmkm.store.schema import audit as table
+from hsmkm.store.store import FIRST_PREVIOUS, StoredRow, Transaction, record_hash
+
+PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that is not as it was written: its table, its key for people, and what does not fit."""
+
+    table: str
+    row: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.row}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Who did what to what, when (RFC 3339, UTC), with the digest of what changed."""
+
+    sequence: int
+    epoch: int
+    time: str
+    actor: str
+    action: str
+    subject: str
+    detail: Mapping[str, object]
+    effect: bytes
+    hash: bytes
+
+
+def verify(tx: Transaction) -> list[Problem]:
+    """Follow the chain and name the first record that does not fit, or nothing if all do."""
+    previous = FIRST_PREVIOUS
+    for sequence, row in enumerate(tx.stream(select(table).order_by(table.c.sequence)), 1):
+        text = _fault(row, sequence, previous)
+        if text:
+            return [Problem("audit", str(row["sequence"]), text)]
+        previous = row["hash"]
+    return []
+
+
+def log(tx: Transaction, *, after: int = 0, limit: int = PAGE, subject: str | None = None) -> list[AuditRecord]:
+    """List records behind the sequence `after`, oldest first."""
+    statement = select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(limit)
+    if subject is not None:
+        statement = statement.where(table.c.subject == subject)
+    return [_record(row) for row in tx.all(statement)]
+
+
+def checkpoint_content(tx: Transaction) -> bytes:
+    """Return what a checkpoint signs: the newest record's sequence, hash, epoch and time, as canonical JSON.
+
+    Raises RefusedError if there is no record yet.
+    """
+    row = tx.one(select(table).order_by(table.c.sequence.desc()).limit(1))
+    if row is None:
+        raise RefusedError("there is no audit record yet")
+    content = {"sequence": row["sequence"], "hash": row["hash"].hex(), "epoch": row["epoch"], "time": row["time"]}
+    return canonical_json(content).encode()
+
+
+def matches_checkpoint(tx: Transaction, content: bytes) -> Iterator[Problem]:
+    """Name what does not fit a checkpoint whose signature was verified: a chain cut short, or another one."""
+    said = json.loads(content)
+    row = tx.one(select(table).where(table.c.sequence == said["sequence"]))
+    if row is None:
+        yield Problem("audit", str(said["sequence"]), "the record of a checkpoint is missing: the chain was cut short")
+    elif row["hash"].hex() != said["hash"]:
+        yield Problem("audit", str(said["sequence"]), "the record is not the one of the checkpoint")
+
+
+def _fault(row: StoredRow, sequence: int, previous: bytes) -> str:
+    if row["sequence"] != sequence:
+        return f"record {sequence} is missing"
+    if row["previous"] != previous:
+        return "it does not follow the record before it"
+    if row["hash"] != record_hash(row):
+        return "it does not fit its hash"
+    return ""
+
+
+def _record(row: StoredRow) -> AuditRecord:
+    values = {name: row[name] for name in AuditRecord.__dataclass_fields__}
+    return AuditRecord(**values | {"detail": json.loads(row["detail"])})

@@ -1,0 +1,107 @@
+"""Goes through the whole store and names every row that is not as it was written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from sqlalchemy import and_, func, select
+
+from hsmkm.errors import IntegrityError, PolicyError
+from hsmkm.store import certificates, counters, key_set_rows, key_states, meters, models, packages, parties
+from hsmkm.store.audit import Problem
+from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
+from hsmkm.store.schema import audit as audit_table
+from hsmkm.store.schema import key_sets
+from hsmkm.store.schema import key_states as states
+from hsmkm.store.schema import meters as meter_table
+from hsmkm.store.store import Transaction
+
+AUTHENTICATED = (
+    parties.ROWS,
+    certificates.ROWS,
+    certificates.ISSUANCES,
+    packages.ROWS,
+    key_states.ROWS,
+    counters.ROWS,
+    counters.RECEIVE_ROWS,
+)
+DOES_NOT_FIT = "it does not fit its mac"
+KEYS_AT_ONCE = 500_000
+KEYS_OF_A_SET = 4
+
+
+def check(tx: Transaction) -> Iterator[Problem]:
+    """Yield every problem: rows against their MAC, rows that nothing covers, keys used twice.
+
+    The audit chain has a check of its own. Raises PolicyError without a token.
+    """
+    if tx.authenticator is None:
+        raise PolicyError("the store is only checked with the token", hint="its macs are made there")
+    for authenticated in AUTHENTICATED:
+        yield from (_problem(name) for name in authenticated.faults(tx))
+    yield from (_problem(name) for name in meters.faults(tx))
+    yield from (_problem(name) for name in models.faults(tx))
+    yield from (_problem(name) for name in key_set_rows.faults(tx))
+    yield from _uncovered_meters(tx)
+    yield from _orphan_states(tx)
+    yield from _unknown_batches(tx)
+    yield from duplicates(tx)
+
+
+def duplicates(tx: Transaction) -> Iterator[Problem]:
+    """Yield key sets that hold a wrapped key which another identity has too; initial keys (generation 0) may.
+
+    AES key wrap is deterministic, so equal wrapped keys are equal keys. The store is read once for each 500,000 keys,
+    so that memory stays bounded.
+    """
+    sets = tx.connection.scalar(select(func.count()).select_from(key_sets)) or 0
+    passes = sets * KEYS_OF_A_SET // KEYS_AT_ONCE + 1
+    for turn in range(passes):
+        yield from _duplicates_in(tx, turn, passes)
+
+
+def _duplicates_in(tx: Transaction, turn: int, passes: int) -> Iterator[Problem]:
+    owners: dict[tuple[int, bytes], bytes] = {}
+    columns = (key_sets.c[name] for name in (*key_set_rows.KEY, "storage_key", "keys"))
+    for row in tx.stream(select(*columns).where(key_sets.c.generation > 0)):
+        name = key_set_rows.row_name(row)
+        try:
+            keys = unpack(row["keys"], name)
+        except IntegrityError:
+            continue  # named already: it does not fit its MAC
+        for key in keys:
+            if zlib.crc32(key.wrapped) % passes == turn:
+                owner = owners.setdefault((row["storage_key"], key.wrapped), key.identity)
+                if owner != key.identity:
+                    yield _problem(name, f"its {key.role} key is also the key of identity {owner.hex()}")
+
+
+def _uncovered_meters(tx: Transaction) -> Iterator[Problem]:
+    covered = select(key_sets.c.system_title).where(key_sets.c.system_title == meter_table.c.system_title).exists()
+    statement = select(meter_table).where(meter_table.c.mac.is_(None), ~covered)
+    for row in tx.stream(statement.order_by(meter_table.c.system_title)):
+        yield _problem(meters.ROWS.name(row), "no mac covers it: it has neither key set nor change")
+
+
+def _orphan_states(tx: Transaction) -> Iterator[Problem]:
+    same = and_(*(states.c[name] == key_sets.c[name] for name in key_set_rows.KEY))
+    statement = (
+        select(states)
+        .outerjoin_from(states, key_sets, same)
+        .where(key_sets.c.system_title.is_(None), states.c.state != STATE_NUMBERS[KeyState.DESTROYED])
+    )
+    for row in tx.stream(statement):
+        yield _problem(key_states.ROWS.name(row), "there is no such key set")
+
+
+def _unknown_batches(tx: Transaction) -> Iterator[Problem]:
+    known = select(audit_table.c.sequence).where(audit_table.c.sequence == key_sets.c.batch).exists()
+    columns = (key_sets.c[name] for name in key_set_rows.KEY)
+    for row in tx.stream(select(*columns).where(~known)):
+        yield _problem(key_set_rows.row_name(row), "there is no audit record of its batch")
+
+
+def _problem(name: str, text: str = DOES_NOT_FIT) -> Problem:
+    table, row = name.split(" ", 1)
+    return Problem(table, row, text)

@@ -1,0 +1,111 @@
+"""Everything that one database does differently from another: how it is opened, locked, read and filled in bulk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from hsmkm.errors import InputError, RefusedError
+
+Row: TypeAlias = Sequence[bytes | str | int | None]
+
+READ_ONLY = "hsmkm_read_only"
+BUSY_SECONDS = 30
+BULK_ROWS = 1000
+_FILE_PREFIX = "sqlite:"
+_SQLITE_PRAGMAS = (
+    "PRAGMA page_size=8192",
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA wal_autocheckpoint=20000",
+    "PRAGMA secure_delete=ON",
+    "PRAGMA cell_size_check=ON",
+    "PRAGMA trusted_schema=OFF",
+)
+
+
+def open_engine(url: str, *, create: bool = False) -> Engine:
+    """Open a database: `sqlite:PATH`, or any URL that SQLAlchemy knows.
+
+    A SQLite file is only made if `create` says so, with mode 0600. Raises InputError for a bad URL and RefusedError
+    for a file that is not there.
+    """
+    if url.startswith(_FILE_PREFIX) and not url.startswith(_FILE_PREFIX + "//"):
+        return _open_file(Path(url.removeprefix(_FILE_PREFIX)), create=create)
+    try:
+        parsed = make_url(url)
+        return _listen(create_engine(parsed, hide_parameters=True))
+    except (ArgumentError, ImportError) as error:
+        raise InputError("the store's url cannot be used", hint="write sqlite:PATH or postgresql+psycopg://") from error
+
+
+def writes_through(connection: Connection) -> None:
+    """Take the place of the only writer until the transaction ends: the audit chain has one end.
+
+    SQLite took it with BEGIN IMMEDIATE; elsewhere the one row of `epoch` is locked.
+    """
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("SELECT number FROM epoch FOR UPDATE"))
+
+
+def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Row]) -> int:
+    """Insert many rows given as tuples in the order of `columns`; a tuple costs half of a dictionary on SQLite."""
+    given = list(map(tuple, rows))
+    if not given:
+        return 0
+    if connection.dialect.name == "sqlite":
+        names = ", ".join(f'"{column}"' for column in columns)
+        marks = ", ".join("?" * len(columns))
+        statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})'  # noqa: S608 - names of our own schema
+        connection.exec_driver_sql(statement, given)
+    else:
+        for start in range(0, len(given), BULK_ROWS):
+            part = given[start : start + BULK_ROWS]
+            connection.execute(insert(table), [dict(zip(columns, row, strict=True)) for row in part])
+    return len(given)
+
+
+def _open_file(path: Path, *, create: bool) -> Engine:
+    if create and not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    if not path.is_file():
+        raise RefusedError(f"there is no store at {path}", hint="make one with hsmkm init")
+    url = make_url("sqlite+pysqlite://").set(database=str(path))
+    arguments = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
+    return _listen(create_engine(url, connect_args=arguments, hide_parameters=True))
+
+
+def _listen(engine: Engine) -> Engine:
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "begin", _begin_other)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None
+    for pragma in _SQLITE_PRAGMAS:
+        connection.execute(pragma)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin ourselves: sqlite3 would begin at the first write, after a read that may be stale by then."""
+    read_only = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql(f"PRAGMA query_only={int(read_only)}")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _begin_other(connection: Connection) -> None:
+    if connection.get_execution_options().get(READ_ONLY, False):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")

@@ -1,0 +1,66 @@
+"""Effects in a meter: an intent is durable before the first octet is sent, and its outcome after the answer.
+
+An intent without an outcome tells, after a crash, that a meter may be in either state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+
+from hsmkm.errors import RefusedError
+from hsmkm.store.canonical import Value, canonical_json
+from hsmkm.store.schema import intents as table
+from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.times import from_seconds, to_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What is about to be done to a meter, and what came of it."""
+
+    id: int
+    system_title: bytes
+    action: str
+    detail: Mapping[str, object]
+    opened: datetime
+    outcome: str | None
+    closed: datetime | None
+
+
+def open(tx: Transaction, system_title: bytes, action: str, detail: Mapping[str, object]) -> int:  # noqa: A001 - intents.open
+    """Say what is about to be done to a meter, and return the intent's id."""
+    values: dict[str, Value] = {"system_title": system_title, "action": action, "detail": canonical_json(detail)}
+    return tx.insert(table, values | {"opened": to_seconds(tx.now)})
+
+
+def outcome(tx: Transaction, intent_id: int, outcome: str) -> None:
+    """Say what came of it, once; raises RefusedError if there is no such intent or its outcome is known."""
+    row = tx.one(select(table).where(table.c.id == intent_id))
+    if row is None or row["outcome"] is not None:
+        raise RefusedError(f"intent {intent_id} is not open")
+    tx.update(table, {"id": intent_id}, {"outcome": outcome, "closed": to_seconds(tx.now)})
+
+
+def get(tx: Transaction, intent_id: int) -> Intent | None:
+    """Find an intent."""
+    row = tx.one(select(table).where(table.c.id == intent_id))
+    return None if row is None else _intent(row)
+
+
+def unfinished(tx: Transaction, system_title: bytes | None = None) -> list[Intent]:
+    """List intents without an outcome, oldest first."""
+    statement = select(table).where(table.c.outcome.is_(None)).order_by(table.c.id)
+    if system_title is not None:
+        statement = statement.where(table.c.system_title == system_title)
+    return [_intent(row) for row in tx.all(statement)]
+
+
+def _intent(row: StoredRow) -> Intent:
+    moments = from_seconds(row["opened"]), from_seconds(row["closed"])
+    detail = json.loads(row["detail"])
+    return Intent(row["id"], row["system_title"], row["action"], detail, moments[0], row["outcome"], moments[1])

@@ -1,0 +1,184 @@
+"""Key sets: stored once, verified at every reading; only the state and the date of destruction ever change.
+
+How one comes into the store, together with its meter:
+
+    key_set = key_sets.authenticate(vault, KeySet(ref, suite, storage_key, KeyState.PRE_ACTIVE, keys), meter)
+    with store.begin("meter provision", order, {}) as tx:
+        meters.add(tx, meter)
+        key_sets.add(tx, key_set)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select
+
+from hsmkm.errors import IntegrityError, PolicyError, RefusedError
+from hsmkm.store import key_set_rows, key_states, meters, schema
+from hsmkm.store.engine import Row, insert_rows
+from hsmkm.store.key_set import (
+    STATE_NUMBERS,
+    KeySet,
+    KeySetRef,
+    KeyState,
+    StoredKey,
+    authenticate,
+    pack,
+    verify,
+)
+from hsmkm.store.key_set import encode_key_set as encode
+from hsmkm.store.schema import key_sets as table
+from hsmkm.store.store import Transaction
+from hsmkm.store.times import to_seconds
+
+__all__ = [
+    "KeySet",
+    "KeySetRef",
+    "KeyState",
+    "StoredKey",
+    "active",
+    "add",
+    "add_many",
+    "authenticate",
+    "destroy",
+    "encode",
+    "for_meter",
+    "generations",
+    "get",
+    "newest",
+    "next_generation",
+    "set_destroy_after",
+    "verify",
+]
+
+COLUMNS = (
+    "system_title",
+    "security_setup",
+    "client",
+    "generation",
+    "suite",
+    "storage_key",
+    "state",
+    "keys",
+    "mac_key",
+    "mac",
+    "batch",
+    "destroy_after",
+)
+
+
+def add(tx: Transaction, key_set: KeySet) -> None:
+    """Store a key set that was authenticated; raises RefusedError if its place is taken or it has no MAC."""
+    add_many(tx, [key_set])
+
+
+def add_many(tx: Transaction, rows: Iterable[KeySet]) -> int:
+    """Store key sets in bulk, sorted by their reference for speed, and return how many they were.
+
+    They are not verified here: whoever made them made their MACs. All are inserted, or none (RefusedError).
+    """
+    return insert_rows(tx.connection, table, COLUMNS, [_row(tx, key_set) for key_set in rows])
+
+
+def get(tx: Transaction, ref: KeySetRef) -> KeySet:
+    """Read a key set and verify it.
+
+    Raises RefusedError if there is none, IntegrityError if it or its meter was altered, PolicyError without a token.
+    """
+    return key_set_rows.fetch(tx, ref)
+
+
+def generations(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> list[int]:
+    """List the generations of a meter's key sets for one setup and client, oldest first."""
+    statement = select(table.c.generation)
+    for name, value in _place(system_title, security_setup, client).items():
+        statement = statement.where(table.c[name] == value)
+    return [row["generation"] for row in tx.all(statement.order_by(table.c.generation))]
+
+
+def newest(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> KeySet | None:
+    """Read and verify the newest generation, whatever its state."""
+    found = generations(tx, system_title, security_setup, client)
+    return get(tx, KeySetRef(system_title, security_setup, client, found[-1])) if found else None
+
+
+def active(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> KeySet | None:
+    """Read and verify the newest generation that is active."""
+    for generation in reversed(generations(tx, system_title, security_setup, client)):
+        ref = KeySetRef(system_title, security_setup, client, generation)
+        if key_states.state(tx, ref) is KeyState.ACTIVE:
+            return get(tx, ref)
+    return None
+
+
+def for_meter(tx: Transaction, system_title: bytes) -> list[tuple[KeySet, KeyState]]:
+    """List all key sets of a meter with their states; a listing without the token is not verified."""
+    sets = [key_set_rows.verified(tx, row) for row in tx.all(_of_meter(system_title))]
+    return [(key_set, key_states.recorded(tx, key_set.ref) or key_set.state) for key_set in sets]
+
+
+def set_destroy_after(tx: Transaction, ref: KeySetRef, moment: datetime | None) -> None:
+    """Say when this party's copy is due to be destroyed; raises RefusedError if there is no such set."""
+    key = _place(ref.system_title, ref.security_setup, ref.client) | {"generation": ref.generation}
+    if tx.update(table, key, {"destroy_after": to_seconds(moment)}) != 1:
+        raise RefusedError(f"there is no key set {ref}")
+
+
+def next_generation(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> int:
+    """Return the lowest generation above all that were ever stored here, destroyed ones too."""
+    highest = 0
+    for rows in (table, schema.key_states):
+        statement = select(func.max(rows.c.generation))
+        for name, value in _place(system_title, security_setup, client).items():
+            statement = statement.where(rows.c[name] == value)
+        highest = max(highest, tx.connection.scalar(statement) or 0)
+    return highest + 1
+
+
+def destroy(tx: Transaction, ref: KeySetRef) -> None:
+    """Destroy this party's copy: its wrapped keys leave the store, and the state alone stays.
+
+    Raises RefusedError if there is no such set. The last set of a meter leaves the meter's row with a MAC of its own.
+    """
+    key_states.transition(tx, ref, KeyState.DESTROYED)
+    place = _place(ref.system_title, ref.security_setup, ref.client)
+    tx.delete(table, place | {"generation": ref.generation})
+    if tx.one(select(table.c.generation).where(table.c.system_title == ref.system_title)) is None:
+        meters.update(tx, meters.require(tx, ref.system_title))
+
+
+def _row(tx: Transaction, key_set: KeySet) -> Row:
+    if tx.authenticator is None:
+        raise PolicyError("a change needs the token")
+    if key_set.mac is None:
+        raise IntegrityError(f"key set {key_set.ref} carries no mac", hint="authenticate it before it is stored")
+    mac = key_set.mac
+    ref = key_set.ref
+    destroy_after = to_seconds(key_set.destroy_after)
+    tx.effect(mac.value if destroy_after is None else mac.value + destroy_after.to_bytes(8, "big"))
+    return (
+        ref.system_title,
+        ref.security_setup,
+        ref.client,
+        ref.generation,
+        key_set.suite,
+        key_set.storage_key,
+        STATE_NUMBERS[key_set.state],
+        pack(key_set.keys),
+        mac.key_number,
+        mac.value,
+        tx.sequence,
+        destroy_after,
+    )
+
+
+def _of_meter(system_title: bytes) -> Select[Any]:
+    statement = key_set_rows.with_meter().where(table.c.system_title == system_title)
+    return statement.order_by(*(table.c[name] for name in key_set_rows.KEY))
+
+
+def _place(system_title: bytes, security_setup: int, client: int) -> dict[str, bytes | str | int | None]:
+    return {"system_title": system_title, "security_setup": security_setup, "client": client}

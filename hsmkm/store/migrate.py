@@ -1,0 +1,39 @@
+"""Brings a database to the newest schema with the migrations that lie beside this module."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, insert, select
+
+from hsmkm.store import schema
+from hsmkm.store.times import to_seconds
+
+EPOCH_OCTETS = 16
+
+
+def upgrade(engine: Engine) -> None:
+    """Run what is missing, in one transaction, and begin the first epoch of a new database."""
+    with engine.begin() as connection:
+        config = configuration()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        if connection.execute(select(schema.epoch.c.number)).first() is None:
+            first = {"number": 1, "instance": secrets.token_bytes(EPOCH_OCTETS), "started": to_seconds(_now())}
+            connection.execute(insert(schema.epoch).values(first))
+
+
+def configuration() -> Config:
+    """Configure alembic without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,166 @@
+"""Renewals of a meter's keys: where each stands, on these ways only:
+
+    prepared     -> sent, abandoned
+    sent         -> acknowledged, unknown
+    acknowledged -> sent (the next stage), verified, unknown
+    verified     -> sent (the next stage), active, unknown
+    unknown      -> verified, abandoned
+    active       -> (nothing)
+    abandoned    -> (nothing)
+
+`sent` is committed before the first octet leaves. Staying in a state with another stage is always allowed, as long as
+the renewal is not finished: a renewal goes key by key.
+"""  # noqa: D400 - the table belongs to the sentence
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import select
+
+from hsmkm.errors import RefusedError
+from hsmkm.store.canonical import Value, canonical_json
+from hsmkm.store.key_set import KeySetRef
+from hsmkm.store.schema import renewals as table
+from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.times import from_seconds, to_seconds
+from hsmkm.token.types import KeyRole
+
+
+class RenewalState(StrEnum):
+    """Where a renewal stands."""
+
+    PREPARED = "prepared"
+    SENT = "sent"
+    ACKNOWLEDGED = "acknowledged"
+    VERIFIED = "verified"
+    ACTIVE = "active"
+    UNKNOWN = "unknown"
+    ABANDONED = "abandoned"
+
+
+_S = RenewalState
+EDGES: Mapping[RenewalState, frozenset[RenewalState]] = {
+    _S.PREPARED: frozenset({_S.SENT, _S.ABANDONED}),
+    _S.SENT: frozenset({_S.ACKNOWLEDGED, _S.UNKNOWN}),
+    _S.ACKNOWLEDGED: frozenset({_S.SENT, _S.VERIFIED, _S.UNKNOWN}),
+    _S.VERIFIED: frozenset({_S.SENT, _S.ACTIVE, _S.UNKNOWN}),
+    _S.UNKNOWN: frozenset({_S.VERIFIED, _S.ABANDONED}),
+    _S.ACTIVE: frozenset(),
+    _S.ABANDONED: frozenset(),
+}
+FINISHED = (_S.ACTIVE, _S.ABANDONED)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The renewal of one meter's keys; `stage` says which keys it is at, `tried` what `resolve` has tried."""
+
+    id: int
+    system_title: bytes
+    security_setup: int
+    client: int
+    from_generation: int
+    to_generation: int
+    roles: tuple[KeyRole, ...]
+    stage: str
+    state: RenewalState
+    attempts: int
+    tried: tuple[Mapping[str, object], ...]
+    created: datetime
+    updated: datetime
+
+    @property
+    def old(self) -> KeySetRef:
+        """The key set that is replaced."""
+        return KeySetRef(self.system_title, self.security_setup, self.client, self.from_generation)
+
+    @property
+    def new(self) -> KeySetRef:
+        """The key set that replaces it."""
+        return KeySetRef(self.system_title, self.security_setup, self.client, self.to_generation)
+
+
+def create(tx: Transaction, old: KeySetRef, to_generation: int, roles: tuple[KeyRole, ...], stage: str) -> int:
+    """Prepare a renewal and return its id; raises RefusedError while another of the same keys is not finished."""
+    place: dict[str, Value] = {
+        "system_title": old.system_title,
+        "security_setup": old.security_setup,
+        "client": old.client,
+    }
+    for other in unfinished(tx, old.system_title):
+        if (other.security_setup, other.client) == (old.security_setup, old.client):
+            raise RefusedError(f"renewal {other.id} of {old} is {other.state}", hint="finish it with hsmkm resolve")
+    now = to_seconds(tx.now)
+    values: dict[str, Value] = {
+        "from_generation": old.generation,
+        "to_generation": to_generation,
+        "roles": ",".join(role.value for role in roles),
+        "stage": stage,
+        "state": RenewalState.PREPARED.value,
+        "attempts": 0,
+        "tried": "[]",
+        "created": now,
+        "updated": now,
+    }
+    return tx.insert(table, place | values)
+
+
+def get(tx: Transaction, renewal_id: int) -> Renewal:
+    """Find a renewal, or raise RefusedError."""
+    row = tx.one(select(table).where(table.c.id == renewal_id))
+    if row is None:
+        raise RefusedError(f"there is no renewal {renewal_id}")
+    return _renewal(row)
+
+
+def advance(tx: Transaction, renewal_id: int, state: RenewalState, stage: str) -> None:
+    """Move a renewal on; raises RefusedError where the table has no such edge."""
+    renewal = get(tx, renewal_id)
+    stays = state is renewal.state and state not in FINISHED
+    if not stays and state not in EDGES[renewal.state]:
+        raise RefusedError(f"renewal {renewal_id} is {renewal.state} and cannot become {state}")
+    _change(tx, renewal_id, {"state": state.value, "stage": stage})
+
+
+def attempt(tx: Transaction, renewal_id: int, tried: Mapping[str, object]) -> int:
+    """Count one more attempt and note what is tried, before it is; return how many there were with this one."""
+    renewal = get(tx, renewal_id)
+    notes = ",".join(canonical_json(note) for note in (*renewal.tried, tried))
+    _change(tx, renewal_id, {"attempts": renewal.attempts + 1, "tried": f"[{notes}]"})
+    return renewal.attempts + 1
+
+
+def unfinished(tx: Transaction, system_title: bytes | None = None) -> list[Renewal]:
+    """List renewals that are neither active nor abandoned, oldest first."""
+    statement = select(table).where(table.c.state.not_in([state.value for state in FINISHED])).order_by(table.c.id)
+    if system_title is not None:
+        statement = statement.where(table.c.system_title == system_title)
+    return [_renewal(row) for row in tx.all(statement)]
+
+
+def listing(tx: Transaction, system_title: bytes) -> list[Renewal]:
+    """List all renewals of a meter, oldest first."""
+    return [
+        _renewal(row) for row in tx.all(select(table).where(table.c.system_title == system_title).order_by(table.c.id))
+    ]
+
+
+def _change(tx: Transaction, renewal_id: int, changes: Mapping[str, Value]) -> None:
+    tx.update(table, {"id": renewal_id}, dict(changes) | {"updated": to_seconds(tx.now)})
+
+
+def _renewal(row: StoredRow) -> Renewal:
+    values = {name: row[name] for name in Renewal.__dataclass_fields__}
+    values |= {
+        "roles": tuple(KeyRole(role) for role in row["roles"].split(",") if role),
+        "state": RenewalState(row["state"]),
+        "tried": tuple(json.loads(row["tried"])),
+        "created": from_seconds(row["created"]),
+        "updated": from_seconds(row["updated"]),
+    }
+    return Renewal(**values)

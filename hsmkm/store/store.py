@@ -1,0 +1,318 @@
+"""The database of one deployment, its transactions, and the MACs that bind its rows to the token.
+
+A change is `with store.begin(action, subject, detail) as tx: ...`: one database transaction, which ends with one audit
+record holding a digest of everything the functions of this package did in it. If the block raises, nothing stays.
+Functions that change something take `tx` and never commit; so what belongs together is what stands in one block.
+
+    with Store.open("sqlite:home/store.db", vault, "operator") as store:
+        with store.begin("meter register", "5554490000000001", {"concentrator": "dc-1"}) as tx:
+            meters.update(tx, replace(meters.get(tx, title), concentrator="dc-1"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+from sqlalchemy import Connection, Engine, Select, Table, delete, exc, func, insert, select, update
+
+from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
+from hsmkm.store import engine as engines
+from hsmkm.store import schema
+from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.token.types import Mac
+
+StoredRow: TypeAlias = dict[str, Any]
+"""A row as it is stored, by the names of its columns."""
+
+FIRST_PREVIOUS = bytes(32)
+"""What the first audit record has in place of the hash of the one before it."""
+
+
+class Authenticator(Protocol):
+    """Whoever can use the integrity keys: the token's vault, or a worker that has one."""
+
+    @property
+    def integrity_key(self) -> int:
+        """The number of the newest integrity key, which `mac` uses."""
+
+    def mac(self, data: bytes) -> Mac:
+        """Make a MAC of 32 octets with the newest integrity key."""
+
+    def verify(self, data: bytes, mac: Mac) -> None:
+        """Raise IntegrityError unless `mac` was made over `data` by the integrity key that it names."""
+
+
+class StoreUnavailableError(HsmkmError):
+    """The database is locked by another, full, damaged or gone; nothing was changed."""
+
+
+class Transaction:
+    """One transaction: reads see one moment, writes become durable together or not at all."""
+
+    def __init__(
+        self, connection: Connection, authenticator: Authenticator | None, now: datetime, *, writes: bool = False
+    ) -> None:
+        self.connection = connection
+        self.authenticator = authenticator
+        self.now = now
+        self._writes = writes
+        self.sequence = 0
+        """The number of the audit record that this transaction will end with; 0 where it has none."""
+        self._effect = hashlib.sha256()
+
+    def effect(self, data: bytes) -> None:
+        """Tell the audit record what was changed; raises PolicyError in a transaction that only reads."""
+        if not self._writes:
+            raise PolicyError("this transaction only reads", hint="open the store with the token, and begin a change")
+        self._effect.update(len(data).to_bytes(4, "big"))
+        self._effect.update(data)
+
+    def effect_digest(self) -> bytes:
+        """Digest all effects so far (32 octets)."""
+        return self._effect.digest()
+
+    def insert(self, table: Table, values: Mapping[str, Value]) -> int:
+        """Insert one row; the number the database gave it is returned, or 0 if it gives none."""
+        self.effect(_change("insert", table, values))
+        result = self.connection.execute(insert(table).values(dict(values)))
+        key = result.inserted_primary_key
+        return key[0] if key and isinstance(key[0], int) else 0
+
+    def update(self, table: Table, key: Mapping[str, Value], changes: Mapping[str, Value]) -> int:
+        """Change the rows that `key` matches and return how many they were."""
+        self.effect(_change("update", table, key, changes))
+        return self.connection.execute(_where(update(table), table, key).values(dict(changes))).rowcount
+
+    def delete(self, table: Table, key: Mapping[str, Value]) -> int:
+        """Delete the rows that `key` matches and return how many they were."""
+        self.effect(_change("delete", table, key))
+        return self.connection.execute(_where(delete(table), table, key)).rowcount
+
+    def one(self, statement: Select[Any]) -> StoredRow | None:
+        """Read the first row."""
+        row = self.connection.execute(statement).first()
+        return None if row is None else row._asdict()
+
+    def all(self, statement: Select[Any]) -> list[StoredRow]:
+        """Read all rows."""
+        return [row._asdict() for row in self.connection.execute(statement)]
+
+    def stream(self, statement: Select[Any]) -> Iterator[StoredRow]:
+        """Read rows without holding them all."""
+        for row in self.connection.execute(statement, execution_options={"yield_per": 1000}):
+            yield row._asdict()
+
+    def mac(self, label: str, *values: Value) -> Mac:
+        """Make the MAC of a row; the mechanism and the integrity key's number are part of what it covers."""
+        if self.authenticator is None:
+            raise PolicyError("a change needs the token", hint="open the store with the token's vault")
+        number = self.authenticator.integrity_key
+        mac = self.authenticator.mac(encode(label, MECHANISM, number, *values))
+        if mac.key_number != number:
+            raise IntegrityError("the integrity key changed while a row was being authenticated")
+        return mac
+
+    def verify(self, row: str, mac: Mac, label: str, *values: Value) -> None:
+        """Raise IntegrityError, naming the row, unless its MAC fits; a listing without a token checks nothing."""
+        if self.authenticator is None:
+            return
+        try:
+            self.authenticator.verify(encode(label, MECHANISM, mac.key_number, *values), mac)
+        except IntegrityError as error:
+            raise altered(row) from error
+
+
+def altered(row: str) -> IntegrityError:
+    """Say that a row does not fit its MAC; `row` names its table and key."""
+    return IntegrityError(f"{row} does not fit its mac", hint="hsmkm store check names every altered row")
+
+
+class Store:
+    """One database, opened by one actor."""
+
+    def __init__(
+        self, engine: Engine, authenticator: Authenticator | None, actor: str, clock: Callable[[], datetime]
+    ) -> None:
+        self._engine = engine
+        self._authenticator = authenticator
+        self._actor = actor
+        self._clock = clock
+        self._open = threading.local()
+
+    @classmethod
+    def create(cls, url: str) -> None:
+        """Make a store, or bring an older one to the newest schema; one that is there already is left as it is.
+
+        Raises RefusedError for a store of a newer program.
+        """
+        from hsmkm.store.migrate import upgrade  # noqa: PLC0415 - alembic takes 0.1 s to load and only this needs it
+
+        engine = engines.open_engine(url, create=True)
+        try:
+            with _database_errors():
+                _known_revision(engine)
+                upgrade(engine)
+        finally:
+            engine.dispose()
+
+    @classmethod
+    def open(
+        cls, url: str, authenticator: Authenticator | None, actor: str, clock: Callable[[], datetime] | None = None
+    ) -> Store:
+        """Open a store; without an authenticator it only lists, and the rows it lists are not verified.
+
+        Raises RefusedError if there is none or its schema is not this program's.
+        """
+        engine = engines.open_engine(url)
+        try:
+            with _database_errors():
+                _check_schema(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine, authenticator, actor, clock or _utc_now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def begin(self, action: str, subject: str, detail: Mapping[str, object]) -> Iterator[Transaction]:
+        """Change the store: what the block does becomes durable at its end, together with its audit record.
+
+        Raises PolicyError without an authenticator, RefusedError for a row that is there already, and
+        StoreUnavailableError if the database cannot be written.
+        """
+        text = canonical_json(detail)
+        with self._change() as tx:
+            last = _last_record(tx.connection)
+            tx.sequence = (last["sequence"] if last else 0) + 1
+            yield tx
+            _append(tx, last["hash"] if last else FIRST_PREVIOUS, (self._actor, action, subject, text))
+
+    @contextmanager
+    def count(self) -> Iterator[Transaction]:
+        """Change counters and leases only: durable at its end, without an audit record.
+
+        They change with every association and say nothing that someone did; a counter's row carries a MAC and a
+        revision, a lease its fence. Raises as `begin`.
+        """
+        with self._change() as tx:
+            yield tx
+
+    @contextmanager
+    def _change(self) -> Iterator[Transaction]:
+        if self._authenticator is None:
+            raise PolicyError("the store is open for listing only", hint="a change needs the token")
+        with self._once(), _database_errors(), self._engine.begin() as connection:
+            engines.writes_through(connection)
+            yield Transaction(connection, self._authenticator, self._clock(), writes=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Read the store as it is at one moment."""
+        with _database_errors(), self._engine.connect() as plain:
+            connection = plain.execution_options(**{engines.READ_ONLY: True})
+            with connection.begin():
+                yield Transaction(connection, self._authenticator, self._clock())
+
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Refuse a change inside a change: it would wait for itself."""
+        if getattr(self._open, "change", False):
+            raise RuntimeError("a change of the store is already open in this thread")
+        self._open.change = True
+        try:
+            yield
+        finally:
+            self._open.change = False
+
+
+def record_hash(record: Mapping[str, Any]) -> bytes:
+    """Hash one audit record (SHA-256, 32 octets) over all its columns but the hash itself."""
+    columns = (column.name for column in schema.audit.columns if column.name != "hash")
+    return hashlib.sha256(encode("hsmkm audit/1", *(record[name] for name in columns))).digest()
+
+
+def _append(tx: Transaction, previous: bytes, words: tuple[str, str, str, str]) -> None:
+    actor, action, subject, detail = words
+    record: dict[str, Any] = {
+        "sequence": tx.sequence,
+        "epoch": tx.connection.scalar(select(func.max(schema.epoch.c.number))),
+        "time": tx.now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "detail": detail,
+        "effect": tx.effect_digest(),
+        "previous": previous,
+    }
+    tx.connection.execute(insert(schema.audit).values(record | {"hash": record_hash(record)}))
+
+
+def _last_record(connection: Connection) -> StoredRow | None:
+    columns = (schema.audit.c.sequence, schema.audit.c.hash)
+    statement = select(*columns).order_by(schema.audit.c.sequence.desc()).limit(1)
+    row = connection.execute(statement).first()
+    return None if row is None else row._asdict()
+
+
+def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:
+    flat = [item for part in parts for pair in sorted(part.items()) for item in pair]
+    return encode(f"{verb} {table.name}", len(parts[0]), *flat)
+
+
+def _where(statement: Any, table: Table, key: Mapping[str, Value]) -> Any:  # noqa: ANN401 - Update or Delete alike
+    for name, value in key.items():
+        statement = statement.where(table.c[name] == value)
+    return statement
+
+
+def _check_schema(engine: Engine) -> None:
+    found = _known_revision(engine)
+    if found is None:
+        raise RefusedError("the database is not a store of hsmkm", hint="make one with hsmkm init")
+    if found != schema.HEAD:
+        raise RefusedError(f"the store has the older schema {found}", hint="upgrade it with hsmkm store upgrade")
+
+
+def _known_revision(engine: Engine) -> str | None:
+    with engine.connect() as plain:
+        connection = plain.execution_options(**{engines.READ_ONLY: True})
+        with connection.begin():
+            if not connection.dialect.has_table(connection, "alembic_version"):
+                return None
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if found is not None and found not in schema.REVISIONS:
+        raise RefusedError(f"the store's schema {found} is newer than this program", hint="use the newer hsmkm")
+    return found
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Name the database's errors from the caller's side; values never come along (hide_parameters)."""
+    try:
+        yield
+    except exc.IntegrityError as error:
+        raise RefusedError("such a row is there already, or what it refers to is not", [str(error.orig)]) from error
+    except exc.DBAPIError as error:
+        hint = "see whether another process holds it, the disk is full, or the server is down"
+        raise StoreUnavailableError(f"the store cannot be used: {error.orig}", hint=hint) from error
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hsmkm.errors import IntegrityError, PolicyError
+from hsmkm.store import (
+    audit,
+    certificates,
+    check,
+    counters,
+    key_sets,
+    key_states,
+    meters,
+    models,
+    orders,
+    packages,
+    parties,
+)
+from hsmkm.store.certificates import CertificateRecord, Issuance, Source
+from hsmkm.store.key_set import KeyState, StoredKey
+from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.store.store import Store
+from hsmkm.token.types import KeyRole
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Factory
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=7)
+TITLE = b"UTI\x00\x00\x00\x00\x01"
+AUTHENTICATED = [*check.AUTHENTICATED, meters.ROWS]
+COLUMNS = [
+    (rows.table.name, column) for rows in AUTHENTICATED for column in (*rows.columns, "revision", "mac_key", "mac")
+]
+COLUMNS += [("key_sets", name) for name in key_sets.COLUMNS if name not in ("batch", "destroy_after")]
+COLUMNS += [("models", name) for name in ("name", "suite", "storage_key", "keys", "mac_key", "mac")]
+COLUMNS += [("orders", "id")]
+
+
+@pytest.fixture
+def full(store: Store, factory: Factory) -> Store:
+    """A store with a row in every table that carries MACs."""
+    with store.begin("fill", "everything", {}) as tx:
+        models.add_keys(tx, models.authenticate(factory.authenticator, models.ModelKeys("uti-1", 0, 1, factory.keys())))
+        orders.add(tx, orders.Order("ab" * 32, "a.csv", 1))
+        meter = factory.meter(order="ab" * 32)
+        meters.add(tx, meter)
+        key_set = key_sets.authenticate(factory.authenticator, factory.key_set(meter), meter)
+        key_sets.add(tx, key_set)
+        key_states.transition(tx, key_set.ref, KeyState.ACTIVE)
+        meters.update(tx, replace(meter, address="h:1", concentrator="dc-1", registered=NOW, state="registered"))
+        counters.reserve_trial(tx, bytes(16), TITLE, 50, 3, 1000)
+        counters.accept_received(tx, bytes(16), TITLE, 9)
+        parties.add(tx, parties.Party("utility-a", "utility", TITLE, ("UTI",), "relay", "h:1", {"tls": bytes(32)}))
+        certificates.record_issued(tx, Issuance("CN=i", b"\x07", "tls", "CN=x", bytes(32), NOW, LATER))
+        leaf = CertificateRecord(bytes(32), b"der", "tls", "CN=x", "CN=i", b"\x07", NOW, LATER, "me", Source.OWN)
+        certificates.complete_issued(tx, leaf)
+        certificates.revoke(tx, "CN=i", b"\x07", NOW, "superseded")
+        record = ("id-1", Direction.SENT, "delivery", 1, "utility-a", NOW, LATER, bytes(32), "sent", 1, b"receipt")
+        packages.add(tx, PackageRecord(*record))
+    return store
+
+
+def tamper(url: str, statement: str, *values: object) -> None:
+    connection = sqlite3.connect(url.removeprefix("sqlite:"))
+    with connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def altered(value: Any) -> object:  # noqa: ANN401 - whatever a column holds
+    if isinstance(value, bytes):
+        return value[:-1] + bytes([value[-1] ^ 1])
+    return value + (1 if isinstance(value, int) else "x")
+
+
+def problems(store: Store) -> list[audit.Problem]:
+    with store.read() as tx:
+        return list(check.check(tx))
+
+
+def test_a_store_that_nobody_touched_has_no_problem(full: Store) -> None:
+    assert problems(full) == []
+    with full.read() as tx:
+        assert audit.verify(tx) == []
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_an_altered_column_is_named(full: Store, url: str, table: str, column: str) -> None:
+    with full.read() as tx:
+        value = tx.connection.exec_driver_sql(f'SELECT "{column}" FROM "{table}"').scalar()  # noqa: S608 - test's own
+    assert value is not None
+    tamper(url, f'UPDATE "{table}" SET "{column}" = ?', altered(value))  # noqa: S608 - test's own
+    covering = {"models": {"models", "key_sets", "meters"}, "orders": {"key_sets"}}.get(table, {table})
+    assert covering & {problem.table for problem in problems(full)}
+
+
+def test_a_listing_names_the_altered_row_where_the_token_is(full: Store, url: str) -> None:
+    tamper(url, "UPDATE parties SET certificates = replace(certificates, '00', '11')")
+    with full.read() as tx, pytest.raises(IntegrityError, match="parties utility-a does not fit its mac"):
+        parties.get(tx, "utility-a")
+
+
+def test_an_untouched_meters_address_cannot_be_slipped_in(store: Store, factory: Factory, url: str) -> None:
+    meter = factory.meter()
+    with store.begin("x", "y", {}) as tx:
+        meters.add(tx, meter)
+        key_sets.add(tx, key_sets.authenticate(factory.authenticator, factory.key_set(meter), meter))
+    tamper(url, "UPDATE meters SET address = 'evil:1'")
+    with store.read() as tx, pytest.raises(IntegrityError, match="meters 5554490000000001"):
+        meters.get(tx, meter.system_title)
+    assert [problem.table for problem in problems(store)] == ["meters"]
+
+
+@pytest.mark.parametrize("column", ["serial", "model", "suite", "order"])
+def test_an_untouched_meters_identity_is_covered_by_its_key_set(
+    store: Store, factory: Factory, url: str, column: str
+) -> None:
+    meter = factory.meter(order="ab" * 32)
+    with store.begin("x", "y", {}) as tx:
+        orders.add(tx, orders.Order("ab" * 32, "a.csv", 1))
+        orders.add(tx, orders.Order("cd" * 32, "b.csv", 1))
+        meters.add(tx, meter)
+        models.intern(tx, "uti-2")
+        key_set = key_sets.authenticate(factory.authenticator, factory.key_set(meter), meter)
+        key_sets.add(tx, key_set)
+    tamper(url, f'UPDATE meters SET "{column}" = "{column}" + 1')  # noqa: S608 - test's own
+    with store.read() as tx, pytest.raises(IntegrityError, match=r"key_sets 5554490000000001/0/1/1 does not fit"):
+        key_sets.get(tx, key_set.ref)
+    assert [str(problem) for problem in problems(store)] == ["key_sets 5554490000000001/0/1/1: it does not fit its mac"]
+
+
+def test_a_key_set_moved_to_another_meter_is_named(store: Store, factory: Factory, url: str) -> None:
+    one, two = factory.meter(1), factory.meter(2)
+    with store.begin("x", "y", {}) as tx:
+        meters.add_many(tx, [one, two])
+        key_sets.add(tx, key_sets.authenticate(factory.authenticator, factory.key_set(one), one))
+    tamper(url, "UPDATE key_sets SET system_title = ?", two.system_title)
+    assert {(problem.table, problem.row) for problem in problems(store)} == {
+        ("key_sets", f"{two.title}/0/1/1"),
+        ("meters", one.title),
+    }
+
+
+def test_a_meter_that_nothing_covers_is_named_unless_it_has_its_own_mac(store: Store, factory: Factory) -> None:
+    with store.begin("x", "y", {}) as tx:
+        meters.add(tx, factory.meter(1))
+        meters.add(tx, factory.meter(2), own_mac=True)
+    assert [problem.row for problem in problems(store)] == [factory.meter(1).title]
+
+
+def test_a_batch_without_audit_record_and_a_state_without_key_set_are_named(full: Store, url: str) -> None:
+    tamper(url, "UPDATE key_sets SET batch = 77")
+    assert [problem.text for problem in problems(full)] == ["there is no audit record of its batch"]
+    tamper(url, "DELETE FROM key_sets")
+    assert [problem.text for problem in problems(full)] == ["there is no such key set"]
+
+
+def test_a_key_that_two_identities_share_is_named(store: Store, factory: Factory) -> None:
+    one, two = factory.meter(1), factory.meter(2)
+    first = factory.key_set(one)
+    stolen = StoredKey(KeyRole.GUEK, b"\x01" * 16, first.key(KeyRole.GUEK).wrapped)
+    second = replace(factory.key_set(two), keys=(stolen,))
+    copied = replace(factory.key_set(one, 2), keys=(first.key(KeyRole.GBEK), *factory.keys()[:2]))
+    with store.begin("x", "y", {}) as tx:
+        meters.add_many(tx, [one, two])
+        for key_set, meter in ((first, one), (second, two), (copied, one)):
+            key_sets.add(tx, key_sets.authenticate(factory.authenticator, key_set, meter))
+    [problem] = problems(store)
+    assert problem.row == f"{two.title}/0/1/1"
+    assert first.key(KeyRole.GUEK).identity.hex() in problem.text
+
+
+def test_duplicates_are_found_in_several_passes_too(
+    store: Store, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "KEYS_AT_ONCE", 3)
+    test_a_key_that_two_identities_share_is_named(store, factory)
+
+
+def test_a_check_needs_the_token(full: Store, url: str) -> None:
+    full.close()
+    with Store.open(url, None, "reader") as listing, listing.read() as tx, pytest.raises(PolicyError):
+        next(check.check(tx))
+
+
+@pytest.mark.parametrize(
+    "column", ["epoch", "time", "actor", "action", "subject", "detail", "effect", "previous", "hash"]
+)
+def test_the_first_altered_audit_record_is_named(store: Store, url: str, column: str) -> None:
+    for number in range(5):
+        with store.begin("step", str(number), {"n": number}):
+            pass
+    value = 7 if column == "epoch" else b"\x00" * 32 if column in ("effect", "previous", "hash") else "{}x"
+    tamper(url, f"UPDATE audit SET {column} = ? WHERE sequence IN (3, 4)", value)  # noqa: S608 - test's own
+    with store.read() as tx:
+        [problem] = audit.verify(tx)
+    assert (problem.table, problem.row) == ("audit", "3")
+
+
+def test_a_missing_audit_record_is_named(store: Store, url: str) -> None:
+    for number in range(3):
+        with store.begin("step", str(number), {}):
+            pass
+    tamper(url, "DELETE FROM audit WHERE sequence = 2")
+    with store.read() as tx:
+        assert [str(problem) for problem in audit.verify(tx)] == ["audit 3: record 2 is missing"]
+
+
+def test_a_checkpoint_shows_a_chain_that_was_cut_short_or_written_anew(store: Store, url: str) -> None:
+    for number in range(3):
+        with store.begin("step", str(number), {}):
+            pass
+    with store.read() as tx:
+        content = audit.checkpoint_content(tx)
+        assert list(audit.matches_checkpoint(tx, content)) == []
+        [*_, last] = audit.log(tx)
+    assert content == (
+        b'{"epoch":1,"hash":"' + last.hash.hex().encode() + b'","sequence":3,"time":"2026-03-01T12:00:00.000000Z"}'
+    )
+    tamper(url, "DELETE FROM audit WHERE sequence = 3")
+    with store.read() as tx:
+        assert audit.verify(tx) == []
+        assert ["cut short" in problem.text for problem in audit.matches_checkpoint(tx, content)] == [True]
+    with store.begin("other", "x", {}):
+        pass
+    with store.read() as tx:
+        assert [problem.row for problem in audit.matches_checkpoint(tx, content)] == ["3"]
+
+
+def test_the_effect_tells_two_changes_apart(store: Store, factory: Factory) -> None:
+    for number in (1, 2):
+        with store.begin("meter add", "x", {}) as tx:
+            meters.add(tx, factory.meter(number))
+    with store.begin("nothing", "x", {}):
+        pass
+    with store.read() as tx:
+        assert len({record.effect for record in audit.log(tx)}) == 3
+        assert [record.sequence for record in audit.log(tx, after=1, subject="x")] == [2, 3]
