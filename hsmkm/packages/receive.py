@@ -1,0 +1,264 @@
+"""Opening a package: everything about it is checked before a key is unwrapped, and every key before any is stored.
+
+    signature -> form -> signer: chain, revocation, registered, role, FLAG ids -> recipient, dates, sequence,
+    generations -> package key -> each meter key unwrapped in the token and sealed under our storage key
+
+A package is taken whole or not at all. What comes out is ready for one transaction of the store, which the caller
+makes; until then nothing has changed. Everything wrong is reported at once, as far as it can be seen: the keys
+themselves are tried only when all before them is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from cryptography import x509
+
+from hsmkm.errors import InputError, IntegrityError, RefusedError
+from hsmkm.packages.container import Signed, open_container
+from hsmkm.packages.content import MeterEntry, PackageContent, PackageHeader, Peer, Purpose, WrappedKey, parse_content
+from hsmkm.packages.roles import flag_reasons, role_reasons
+from hsmkm.packages.send import suite_reasons
+from hsmkm.packages.transport import open_package_key, parse_recipient_info, recipient_reasons
+from hsmkm.pki.certificates import fingerprint, holder, public_key
+from hsmkm.pki.trust import TrustStore
+from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, authenticate
+from hsmkm.store.meter import Meter
+from hsmkm.token.keys import KeyHandle
+from hsmkm.token.vault import Vault
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far the sender's clock may be ahead of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A registered party that may send us packages; its package-signing certificate is pinned."""
+
+    name: str
+    role: str
+    system_title: bytes = b""
+    flags: tuple[str, ...] = ()
+
+
+class Registry(Protocol):
+    """What the opening of a package asks of the store, within the transaction that will take the package."""
+
+    def sender(self, pinned: bytes) -> Sender | None:
+        """Return the party whose package-signing certificate has this SHA-256, or None."""
+
+    def last_sequence(self, sender: str, purpose: str) -> int:
+        """Return the sequence of the last package taken from this party for this purpose; 0 where there was none."""
+
+    def newest_generation(self, system_title: bytes, security_setup: int, client: int) -> int | None:
+        """Return the newest generation that we have keys of, or None."""
+
+    def meter(self, system_title: bytes) -> Meter | None:
+        """Return the meter as we know it, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """This party as a recipient: its key-agreement key in the token, the certificate of it, and what it trusts."""
+
+    peer: Peer
+    certificate: x509.Certificate
+    trust: TrustStore
+    label: str = "key-agreement"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One entry of a package: the meter, and its keys under our own storage key with their MAC."""
+
+    entry: MeterEntry
+    meter: Meter
+    key_set: KeySet | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A package that was accepted, ready for the one transaction that takes it."""
+
+    header: PackageHeader
+    sender: str
+    sha256: bytes
+    meters: tuple[Received, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A package whose signature holds and whose form is right; nothing else was checked."""
+
+    content: PackageContent
+    signed: Signed
+    sha256: bytes = field(repr=False)
+
+
+class PackageRefusedError(RefusedError):
+    """A package was refused; `package` is its id, empty where it has none that can be read."""
+
+    def __init__(self, message: str, reasons: tuple[str, ...], hint: str = "", package: str = "") -> None:
+        super().__init__(message, reasons, hint)
+        self.package = package
+        self.args = (message, self.reasons, hint, package)
+
+
+def inspect_package(data: bytes) -> Inspected:
+    """Read a package without a token and without trust; raise InputError or IntegrityError."""
+    signed = open_container(data)
+    return Inspected(parse_content(signed.content), signed, hashlib.sha256(data).digest())
+
+
+def open_package(vault: Vault, registry: Registry, receiver: Receiver, data: bytes, now: datetime) -> Opened:
+    """Check a package and bring its keys under our storage key.
+
+    Raises InputError and IntegrityError where the container cannot be read or its signature does not hold, and
+    PackageRefusedError with every reason for everything else. A package that was taken before is refused for its
+    sequence; whoever wants to answer a replay with the first receipt looks it up before.
+    """
+    signed = open_container(data)
+    sender = registry.sender(fingerprint(signed.signer))
+    reasons = list(_signer_reasons(signed, sender, receiver, now))
+    content, form = _parse(signed)
+    reasons += form
+    if content is not None and sender is not None:
+        reasons += _sender_reasons(content, signed, sender)
+        reasons += _header_reasons(content, signed, sender, receiver, registry, now)
+        reasons += _meter_reasons(content, registry)
+    if content is None or sender is None or reasons:
+        raise _refused(content, reasons)
+    meters = _open_meters(vault, registry, receiver, content)
+    return Opened(content.header, sender.name, hashlib.sha256(data).digest(), meters)
+
+
+def _refused(content: PackageContent | None, reasons: list[str]) -> PackageRefusedError:
+    package = content.header.id if content else ""
+    hint = "nothing of it was taken; the sender makes a new package after correcting it"
+    return PackageRefusedError(
+        f"package {package or 'without a readable id'} is refused", tuple(reasons), hint, package
+    )
+
+
+def _parse(signed: Signed) -> tuple[PackageContent | None, list[str]]:
+    try:
+        return parse_content(signed.content), []
+    except InputError as error:
+        return None, [fault.text for fault in error.faults] or [error.message]
+
+
+def _signer_reasons(signed: Signed, sender: Sender | None, receiver: Receiver, now: datetime) -> Iterator[str]:
+    if sender is None:
+        yield "the signer is not the package-signing certificate of a registered party"
+    try:
+        receiver.trust.check(signed.signer, signed.chain, "package-signing", now)
+    except RefusedError as error:
+        yield from error.reasons
+
+
+def _sender_reasons(content: PackageContent, signed: Signed, sender: Sender) -> Iterator[str]:
+    named = content.header.sender
+    if named.name != holder(signed.signer):
+        yield f"the package names the sender {named.name!r}, and its signer is {holder(signed.signer)!r}"
+    if (named.role, named.system_title) != (sender.role, sender.system_title):
+        yield "the package names the sender with another role or system title than it is registered with"
+    yield from flag_reasons(sender.role, sender.flags, (entry.system_title for entry in content.meters))
+
+
+def _header_reasons(
+    content: PackageContent, signed: Signed, sender: Sender, receiver: Receiver, registry: Registry, now: datetime
+) -> Iterator[str]:
+    header, ours = content.header, receiver.peer
+    yield from role_reasons(header.purpose, Peer(sender.name, sender.role, sender.system_title), ours)
+    if header.purpose is Purpose.INJECTION:
+        yield "an injection is opened by line equipment, which keeps no keys"
+    if (header.recipient.system_title, header.recipient.role) != (ours.system_title, ours.role):
+        yield "the package is for another recipient"
+    if now > header.expires:
+        yield "the package has expired"
+    if header.created > now + CLOCK_SKEW:
+        yield "the package was created in the future"
+    last = registry.last_sequence(sender.name, header.purpose.value)
+    if header.sequence <= last:
+        yield f"the sequence {header.sequence} does not rise: {last} was taken before"
+    suites = {entry.suite for entry in content.meters}
+    yield from suite_reasons(suites, public_key(signed.signer), public_key(receiver.certificate))
+    if content.recipient_info:
+        yield from _info_reasons(content, receiver)
+
+
+def _info_reasons(content: PackageContent, receiver: Receiver) -> Iterator[str]:
+    try:
+        info = parse_recipient_info(content.recipient_info)
+    except InputError as error:
+        yield error.message
+    else:
+        yield from recipient_reasons(info, receiver.certificate, content.header.ukm())
+
+
+def _meter_reasons(content: PackageContent, registry: Registry) -> Iterator[str]:
+    for entry in content.meters:
+        newest = registry.newest_generation(entry.system_title, entry.security_setup, entry.client)
+        if entry.keys and newest is not None and entry.generation <= newest:
+            yield f"{entry.place}: the generation does not rise, {newest} is known"
+        if content.header.purpose is Purpose.ACTIVATION and (newest is None or entry.generation > newest):
+            yield f"{entry.place}: there are no keys to activate"
+        known = registry.meter(entry.system_title)
+        if known is not None and (known.serial, known.model, known.suite) != (entry.serial, entry.model, entry.suite):
+            yield f"{entry.place}: serial number, model or suite differ from what is known of this meter"
+
+
+def _open_meters(vault: Vault, registry: Registry, receiver: Receiver, content: PackageContent) -> tuple[Received, ...]:
+    if not content.has_keys:
+        return tuple(Received(entry, _meter(registry, entry), None) for entry in content.meters)
+    faults: list[str] = []
+    info, ukm = content.recipient_info, content.header.ukm()
+    try:
+        package_key = open_package_key(vault, receiver.label, receiver.certificate, info, ukm)
+    except IntegrityError as error:
+        raise _refused(content, ["the package key does not unwrap: it was altered or made for another key"]) from error
+    with package_key:
+        received = [_open_meter(vault, package_key, registry, entry, faults) for entry in content.meters]
+    if faults:
+        raise _refused(content, faults)
+    return tuple(received)
+
+
+def _open_meter(
+    vault: Vault, package_key: KeyHandle, registry: Registry, entry: MeterEntry, faults: list[str]
+) -> Received:
+    """Bring one meter's keys under our storage key; what does not unwrap is added to `faults`."""
+    meter = _meter(registry, entry)
+    sealed: list[tuple[StoredKey, int]] = []
+    for key in entry.keys:
+        try:
+            sealed.append(_reseal(vault, package_key, key, entry.suite))
+        except IntegrityError:
+            faults.append(f"{entry.place}: {key.role} does not unwrap")
+    if faults or not sealed:
+        return Received(entry, meter, None)
+    numbers = {number for _key, number in sealed}
+    if len(numbers) != 1:
+        raise IntegrityError("the storage keys have different numbers", hint="hsmkm token doctor says more")
+    ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
+    keys = tuple(key for key, _number in sealed)
+    key_set = KeySet(ref, entry.suite, numbers.pop(), KeyState(entry.state), keys)
+    return Received(entry, meter, authenticate(vault, key_set, meter))
+
+
+def _reseal(vault: Vault, package_key: KeyHandle, key: WrappedKey, suite: int) -> tuple[StoredKey, int]:
+    with vault.unwrap(package_key, key.wrapped, key.role, suite) as handle:
+        sealed = vault.seal(handle)
+    return StoredKey(key.role, key.identity, sealed.wrapped), sealed.storage_key
+
+
+def _meter(registry: Registry, entry: MeterEntry) -> Meter:
+    """Return the meter as we know it, else as the package tells it."""
+    known = registry.meter(entry.system_title)
+    if known is not None:
+        return known
+    return Meter(entry.system_title, entry.serial, entry.model, entry.suite, address=entry.address or None)

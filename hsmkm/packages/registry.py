@@ -1,0 +1,87 @@
+"""What the store knows that packages need: registered parties, the sequences taken, and the generations we hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cryptography import x509
+
+from hsmkm.errors import RefusedError
+from hsmkm.packages.content import Peer
+from hsmkm.packages.receive import Opened, Sender
+from hsmkm.packages.send import Package, Recipient
+from hsmkm.pki.certificates import parse_certificate
+from hsmkm.store import certificates, key_sets, meters, packages, parties
+from hsmkm.store.holders import Holder
+from hsmkm.store.key_set import KeySetRef
+from hsmkm.store.meter import Meter
+from hsmkm.store.store import Transaction
+
+PACKAGE_SIGNING = "package-signing"
+KEY_AGREEMENT = "key-agreement"
+
+
+class StoreRegistry:
+    """The registry of `receive.open_package`, over a transaction of the store."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    def sender(self, pinned: bytes) -> Sender | None:
+        """Return the party whose package-signing certificate has this SHA-256, or None."""
+        party = parties.by_certificate(self._tx, PACKAGE_SIGNING, pinned)
+        if party is None:
+            return None
+        return Sender(party.name, party.role, party.system_title or b"", party.flags)
+
+    def last_sequence(self, sender: str, purpose: str) -> int:
+        """Return the sequence of the last package taken from this party for this purpose; 0 where there was none."""
+        return packages.last_sequence(self._tx, sender, purpose)
+
+    def newest_generation(self, system_title: bytes, security_setup: int, client: int) -> int | None:
+        """Return the newest generation that we have keys of, or None."""
+        found = key_sets.generations(self._tx, system_title, security_setup, client)
+        return found[-1] if found else None
+
+    def meter(self, system_title: bytes) -> Meter | None:
+        """Return the meter as we know it, or None."""
+        return meters.get(self._tx, system_title)
+
+
+def registered_recipient(tx: Transaction, name: str, chain: Sequence[x509.Certificate] = ()) -> Recipient:
+    """Return a registered party with its pinned key-agreement certificate; raise RefusedError where it has none."""
+    party = parties.require(tx, name)
+    pinned = party.certificates.get(KEY_AGREEMENT)
+    record = certificates.get(tx, pinned) if pinned else None
+    if record is None:
+        raise RefusedError(f"no key-agreement certificate is registered for {name}", hint="hsmkm party add")
+    certificate = parse_certificate(record.der, f"the key-agreement certificate of {name}")
+    return Recipient(Peer(party.name, party.role, party.system_title or b""), certificate, tuple(chain))
+
+
+def pinned_signer(tx: Transaction, name: str) -> bytes:
+    """Return the SHA-256 of the package-signing certificate that a party's receipts must carry."""
+    pinned = parties.require(tx, name).certificates.get(PACKAGE_SIGNING)
+    if pinned is None:
+        raise RefusedError(f"no package-signing certificate is registered for {name}", hint="hsmkm party add")
+    return pinned
+
+
+def holders_of(package: Package, party: str) -> list[Holder]:
+    """Return who is given which key by a package, one for each key in it."""
+    return [
+        Holder(key.identity, KeySetRef(*entry.name), party, package.header.id)
+        for entry in package.meters
+        for key in entry.keys
+    ]
+
+
+def store_opened(tx: Transaction, opened: Opened) -> None:
+    """Store the meters and key sets of an opened package; the caller adds the package's row in the same transaction.
+
+    Raises RefusedError where a key set came in meanwhile, and then nothing of the package is stored.
+    """
+    for received in opened.meters:
+        if meters.get(tx, received.meter.system_title) is None:
+            meters.add(tx, received.meter, own_mac=received.key_set is None)
+    key_sets.add_many(tx, [received.key_set for received in opened.meters if received.key_set is not None])

@@ -1,0 +1,160 @@
+"""The check between the building of a certificate and the signature over it.
+
+Every field of the certificate that would be signed is read back and compared with what was asked for. The outcome is a
+`Linted`, which only `lint` can make and which alone can be signed: so nothing is signed that was not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+
+from hsmkm.errors import RefusedError
+from hsmkm.pki.certificates import common_name, is_name, is_title
+from hsmkm.pki.profiles import CertificateProfile, hash_for, may_certify
+from hsmkm.pki.requests import alternative_names
+
+MAX_SERIAL_BITS = 159
+"""A serial number is positive and at most 20 octets (RFC 5280 section 4.1.2.2), with the sign bit clear."""
+
+SIGNATURE_OIDS = {"sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256, "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384}
+
+_ONLY_LINT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be certified, by whom and for how long; `issuer` is None for a root, which certifies itself."""
+
+    profile: CertificateProfile
+    subject: str
+    public_key: ec.EllipticCurvePublicKey
+    issuer: x509.Certificate | None
+    issuer_key: ec.EllipticCurvePublicKey
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    names: tuple[str, ...] = ()
+
+    @property
+    def issuer_subject(self) -> x509.Name | None:
+        """The name of the issuer; None for a root, whose issuer is its subject."""
+        return None if self.issuer is None else self.issuer.subject
+
+
+@dataclass(frozen=True, slots=True)
+class Linted:
+    """A certificate that was checked and not yet signed: `certificate` carries a dummy signature."""
+
+    plan: Plan
+    certificate: x509.Certificate
+    made_by: object
+
+    def __post_init__(self) -> None:
+        if self.made_by is not _ONLY_LINT:
+            raise TypeError("only lint() makes a Linted")
+
+    @property
+    def tbs(self) -> bytes:
+        """The octets that the signature covers."""
+        return self.certificate.tbs_certificate_bytes
+
+
+def lint(certificate: x509.Certificate, plan: Plan) -> Linted:
+    """Compare every field with the plan and the profile; raise RefusedError with every difference."""
+    reasons = [
+        *_names(certificate, plan),
+        *_dates(certificate, plan),
+        *_key(certificate, plan),
+        *_extensions(certificate, plan),
+    ]
+    if reasons:
+        raise RefusedError(
+            f"the certificate for {plan.subject!r} does not fit the profile {plan.profile.name}", reasons
+        )
+    return Linted(plan, certificate, _ONLY_LINT)
+
+
+def _names(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
+    subject = common_name(certificate.subject)
+    if certificate.version is not x509.Version.v3:
+        yield "the version is not 3"
+    if subject != plan.subject or not is_name(plan.subject):
+        yield "the subject is not the common name asked for"
+    if plan.profile.subject == "title" and not is_title(plan.subject):
+        yield "the subject is not a system title"
+    if certificate.issuer != (plan.issuer_subject or certificate.subject):
+        yield "the issuer is not the authority's subject"
+    serial = certificate.serial_number
+    if serial != plan.serial or serial <= 0 or serial.bit_length() > MAX_SERIAL_BITS:
+        yield "the serial number is not the planned one of 1 to 20 octets"
+
+
+def _dates(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if (begin, end) != (plan.not_before, plan.not_after) or begin >= end:
+        yield "the validity is not the planned one"
+    if end - begin > plan.profile.lifetime + timedelta(seconds=1):
+        yield "the validity is longer than the profile allows"
+    if plan.issuer is None:
+        return
+    if begin < plan.issuer.not_valid_before_utc or end > plan.issuer.not_valid_after_utc:
+        yield "the validity reaches beyond that of the authority"
+
+
+def _key(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key != plan.public_key:
+        yield "the public key is not the one asked for"
+    elif not may_certify(plan.issuer_key.curve, key.curve):
+        yield f"an authority on {plan.issuer_key.curve.name} may not certify a key on {key.curve.name}"
+    if certificate.signature_algorithm_oid != SIGNATURE_OIDS[hash_for(plan.issuer_key.curve).name]:
+        yield "the signature algorithm does not go with the authority's curve"
+
+
+def _extensions(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
+    expected = dict(expected_extensions(plan))
+    found = {one.oid: (one.critical, one.value) for one in certificate.extensions}
+    for oid, (critical, value) in expected.items():
+        if oid not in found:
+            yield f"the extension {oid.dotted_string} is missing"
+        elif found[oid] != (critical, value):
+            yield f"the extension {oid.dotted_string} is not what the profile says"
+    for oid in found.keys() - expected.keys():
+        yield f"the extension {oid.dotted_string} has no place in the profile"
+
+
+def expected_extensions(plan: Plan) -> Iterator[tuple[x509.ObjectIdentifier, tuple[bool, x509.ExtensionType]]]:
+    """Yield every extension the plan asks for, with its criticality."""
+    kind = plan.profile
+    yield ExtensionOID.SUBJECT_KEY_IDENTIFIER, (False, x509.SubjectKeyIdentifier.from_public_key(plan.public_key))
+    yield ExtensionOID.AUTHORITY_KEY_IDENTIFIER, (False, _authority_key(plan))
+    yield ExtensionOID.KEY_USAGE, (True, kind.key_usage())
+    if kind.is_authority:
+        yield ExtensionOID.BASIC_CONSTRAINTS, (True, x509.BasicConstraints(ca=True, path_length=kind.path_length))
+    if kind.policies:
+        policies = [x509.PolicyInformation(oid, None) for oid in kind.policies]
+        yield ExtensionOID.CERTIFICATE_POLICIES, (False, x509.CertificatePolicies(policies))
+    if kind.extended_usage:
+        yield ExtensionOID.EXTENDED_KEY_USAGE, (False, x509.ExtendedKeyUsage(kind.extended_usage))
+    if plan.names:
+        yield ExtensionOID.SUBJECT_ALTERNATIVE_NAME, (False, alternative_names(plan.names))
+
+
+def _authority_key(plan: Plan) -> x509.AuthorityKeyIdentifier:
+    """The identifier by which the issuer itself is known, or that of its key (RFC 5280 section 4.2.1.1)."""
+    if plan.issuer is None:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(plan.issuer_key)
+    own = plan.issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def public_octets(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return the key as SubjectPublicKeyInfo in DER, the form in which a record names it."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

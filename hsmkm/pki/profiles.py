@@ -1,0 +1,123 @@
+"""The certificate profiles: what each kind of certificate may do, who issues it and how long it lives.
+
+KeyUsage is critical in all of them, BasicConstraints is critical and only in authorities, the key identifiers and
+CertificatePolicies are not critical, ExtendedKeyUsage is only in TLS certificates (DLMS Green Book, X.509 profile;
+RFC 5280 section 4.2).
+
+Package signing has an authority and a policy of its own, so that no certificate made for a meter or a TLS service can
+ever sign keys, whatever its holder claims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from hsmkm.errors import InputError
+
+_ARC = "2.25.29180419528223544606359186039743759980"
+"""A private arc under a random UUID (ITU-T X.667), so that no registration is needed."""
+
+POLICY_DLMS = x509.ObjectIdentifier(f"{_ARC}.1.1")
+POLICY_TLS = x509.ObjectIdentifier(f"{_ARC}.1.2")
+POLICY_PACKAGE_SIGNING = x509.ObjectIdentifier(f"{_ARC}.1.3")
+
+SIGN = frozenset({"digital_signature"})
+AGREE = frozenset({"key_agreement"})
+CERTIFY = frozenset({"key_cert_sign", "crl_sign"})
+
+KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
+"""The bits of KeyUsage by the names of `x509.KeyUsage`; encipherOnly and decipherOnly are never set."""
+
+_YEAR = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateProfile:
+    """One kind of certificate; `path_length` is None where the holder is no authority."""
+
+    name: str
+    issuer: str
+    usage: frozenset[str]
+    lifetime: timedelta
+    subject: Literal["title", "name"] = "name"
+    extended_usage: tuple[x509.ObjectIdentifier, ...] = ()
+    policies: tuple[x509.ObjectIdentifier, ...] = ()
+    path_length: int | None = None
+
+    @property
+    def is_authority(self) -> bool:
+        """Whether the holder certifies others."""
+        return self.path_length is not None
+
+    def key_usage(self) -> x509.KeyUsage:
+        """The KeyUsage extension with exactly the bits of this profile."""
+        bits = {name: name in self.usage for name in KEY_USAGES}
+        return x509.KeyUsage(**bits, encipher_only=False, decipher_only=False)
+
+
+ROOT = CertificateProfile("root", "root", CERTIFY, 20 * _YEAR, path_length=1)
+ISSUING = CertificateProfile("issuing", "root", CERTIFY, 10 * _YEAR, policies=(POLICY_DLMS, POLICY_TLS), path_length=0)
+PACKAGE_ISSUING = CertificateProfile(
+    "package-issuing", "root", CERTIFY, 10 * _YEAR, policies=(POLICY_PACKAGE_SIGNING,), path_length=0
+)
+DIGITAL_SIGNATURE = CertificateProfile(
+    "digital-signature", "issuing", SIGN, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,)
+)
+KEY_AGREEMENT = CertificateProfile(
+    "key-agreement", "issuing", AGREE, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,)
+)
+TLS = CertificateProfile(
+    "tls",
+    "issuing",
+    SIGN | AGREE,
+    timedelta(days=90),
+    extended_usage=(ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+    policies=(POLICY_TLS,),
+)
+PACKAGE_SIGNING = CertificateProfile(
+    "package-signing", "package-issuing", SIGN, 2 * _YEAR, policies=(POLICY_PACKAGE_SIGNING,)
+)
+
+PROFILES = {
+    one.name: one for one in (ROOT, ISSUING, PACKAGE_ISSUING, DIGITAL_SIGNATURE, KEY_AGREEMENT, TLS, PACKAGE_SIGNING)
+}
+
+
+def profile(name: str) -> CertificateProfile:
+    """Return the profile of this name; raise InputError where there is none."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise InputError(f"no certificate profile is called {name!r}", hint=f"one of {', '.join(PROFILES)}") from None
+
+
+HASHES: dict[str, hashes.SHA256 | hashes.SHA384] = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384()}
+"""The hash that goes with each curve of suites 1 and 2; a curve that is not here is not allowed."""
+
+
+def hash_for(curve: ec.EllipticCurve) -> hashes.SHA256 | hashes.SHA384:
+    """Return the hash that signatures on this curve use; raise InputError for a curve outside suites 1 and 2."""
+    try:
+        return HASHES[curve.name]
+    except KeyError:
+        raise InputError(f"the curve {curve.name} is not allowed", hint="use P-256 or P-384") from None
+
+
+def may_certify(issuer: ec.EllipticCurve, holder: ec.EllipticCurve) -> bool:
+    """Whether an authority on one curve may certify a key on the other: a P-384 key needs a P-384 authority."""
+    return issuer.name in HASHES and holder.name in HASHES and issuer.key_size >= holder.key_size

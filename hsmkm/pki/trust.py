@@ -1,0 +1,229 @@
+"""What a party trusts: anchors placed by hand, intermediates, and revocation lists.
+
+A certificate is accepted for a profile when a path leads from it to an anchor, every certificate of the path is valid
+now, is what its place demands, and is spoken for by a revocation list of its issuer that holds now. A missing list and
+one past its date refuse. A valid path alone gives no authority: who may do what is decided by the registered parties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.pki.authority import policies_of
+from hsmkm.pki.certificates import common_name, is_title, read_certificates
+from hsmkm.pki.lint import SIGNATURE_OIDS
+from hsmkm.pki.profiles import HASHES, ROOT, CertificateProfile, hash_for, may_certify, profile
+from hsmkm.pki.revocation import MAX_CRL, is_signed_by, number, parse_crl
+
+MAX_PATH = 4
+"""The longest path: leaf, two intermediates, anchor."""
+
+MAX_CANDIDATES = 64
+"""No more certificates than these are looked at on the way to an anchor, whatever a sender puts into a chain."""
+
+_Path = tuple[x509.Certificate, ...]
+
+_UNDERSTOOD = frozenset(
+    one.oid
+    for one in (
+        x509.KeyUsage,
+        x509.BasicConstraints,
+        x509.ExtendedKeyUsage,
+        x509.CertificatePolicies,
+        x509.SubjectAlternativeName,
+        x509.SubjectKeyIdentifier,
+        x509.AuthorityKeyIdentifier,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustStore:
+    """Anchors, intermediates and revocation lists, as they lie in a party's trust folder."""
+
+    anchors: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...] = ()
+    crls: tuple[x509.CertificateRevocationList, ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path) -> TrustStore:
+        """Read `anchors.pem`, `intermediates.pem` (may be absent) and `crl/*.crl`; raise InputError."""
+        intermediates = folder / "intermediates.pem"
+        return cls(
+            read_certificates(folder / "anchors.pem"),
+            read_certificates(intermediates) if intermediates.exists() else (),
+            tuple(_read_crl(path) for path in sorted((folder / "crl").glob("*.crl"))),
+        )
+
+    def check(
+        self,
+        leaf: x509.Certificate,
+        chain: Sequence[x509.Certificate],
+        profile_name: str,
+        now: datetime,
+        owner: str | None = None,
+    ) -> None:
+        """Accept the leaf for a profile and, where given, its owner's name; raise RefusedError with every reason.
+
+        `chain` are certificates the other side sent: they may lead to an anchor and are never one.
+        """
+        kind = profile(profile_name)
+        reasons = [*_leaf_reasons(leaf, kind, owner), *self._best_path_reasons(leaf, chain, kind, now)]
+        if reasons:
+            name = common_name(leaf.subject)
+            raise RefusedError(
+                f"the certificate of {name!r} is not accepted for {kind.name}",
+                reasons,
+                hint="see the reasons; a list past its date is replaced by a new one of the authority",
+            )
+
+    def _best_path_reasons(
+        self, leaf: x509.Certificate, chain: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime
+    ) -> list[str]:
+        """Return what is wrong with the path that is best to take; an authority may have been renewed meanwhile."""
+        best: list[str] | None = None
+        for path in self._paths(leaf, list(dict.fromkeys([*self.intermediates, *chain]))[:MAX_CANDIDATES]):
+            reasons = list(self._path_reasons(path, kind, now))
+            if best is None or len(reasons) < len(best):
+                best = reasons
+            if not best:
+                break
+        return [*_validity(leaf, now), "no path leads to a placed trust anchor"] if best is None else best
+
+    def _paths(self, leaf: x509.Certificate, candidates: Sequence[x509.Certificate]) -> Iterator[_Path]:
+        """Yield the paths from the leaf to an anchor in which every signature holds, shorter ones first."""
+        paths: list[_Path] = [(leaf,)]
+        for _length in range(MAX_PATH - 1):
+            yield from ((*path, anchor) for path in paths for anchor in self.anchors if _issued(anchor, path[-1]))
+            longer = [
+                (*path, one) for path in paths for one in candidates if one not in path and _issued(one, path[-1])
+            ]
+            paths = longer[:MAX_CANDIDATES]
+
+    def _path_reasons(self, path: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime) -> Iterator[str]:
+        expected = kind
+        for place, (certificate, issuer) in enumerate(pairwise(path)):
+            yield from _validity(certificate, now)
+            yield from self._revocation(certificate, issuer, now)
+            expected = profile(expected.issuer)
+            yield from _authority_reasons(issuer, kind, expected, place)
+            yield from _curve_reasons(certificate, issuer)
+        yield from _validity(path[-1], now)
+
+    def _revocation(self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Iterator[str]:
+        name, by = common_name(certificate.subject), common_name(issuer.subject)
+        lists = [crl for crl in self.crls if crl.issuer == issuer.subject and is_signed_by(crl, issuer)]
+        if not lists:
+            yield f"there is no revocation list of {by!r}"
+            return
+        newest = max(lists, key=number)
+        until = newest.next_update_utc
+        if now < newest.last_update_utc:
+            yield f"the revocation list of {by!r} is not valid yet"
+        if until is None or now > until:
+            yield f"the revocation list of {by!r} is past its date"
+        if newest.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+            yield f"the certificate of {name!r} is revoked"
+
+
+def _read_crl(path: Path) -> x509.CertificateRevocationList:
+    try:
+        with path.open("rb") as file:
+            return parse_crl(file.read(MAX_CRL + 1), str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether the names fit and the issuer's key made the signature, with a hash and curve that are allowed."""
+    key = issuer.public_key()
+    if issuer.subject != certificate.issuer or not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    if key.curve.name not in HASHES:
+        return False
+    if certificate.signature_algorithm_oid != SIGNATURE_OIDS[hash_for(key.curve).name]:
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _validity(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
+    name = common_name(certificate.subject)
+    if now < certificate.not_valid_before_utc:
+        yield f"the certificate of {name!r} is not valid yet"
+    if now > certificate.not_valid_after_utc:
+        yield f"the certificate of {name!r} has expired"
+
+
+def _leaf_reasons(leaf: x509.Certificate, kind: CertificateProfile, owner: str | None) -> Iterator[str]:
+    name = common_name(leaf.subject)
+    if name is None:
+        yield "the subject is not exactly one common name"
+    if kind.subject == "title" and not is_title(name or ""):
+        yield f"the subject {name!r} is not a system title"
+    if owner is not None and name != owner:
+        yield f"the certificate belongs to {name!r} and not to {owner!r}"
+    yield from _usage_reasons(leaf, kind)
+
+
+def _usage_reasons(certificate: x509.Certificate, kind: CertificateProfile) -> Iterator[str]:
+    """Compare key usage, extended usage, policies and the place in the hierarchy with the profile."""
+    name = common_name(certificate.subject)
+    try:
+        extensions = {one.oid: one for one in certificate.extensions}
+    except (ValueError, x509.DuplicateExtension):
+        yield f"the extensions of the certificate of {name!r} cannot be read"
+        return
+    if any(one.critical and one.oid not in _UNDERSTOOD for one in extensions.values()):
+        yield f"the certificate of {name!r} has a critical extension that is not understood"
+    usage = extensions.get(x509.KeyUsage.oid)
+    if usage is None or usage.value != kind.key_usage():
+        yield f"the key usage of the certificate of {name!r} is not that of {kind.name}"
+    extended = extensions.get(x509.ExtendedKeyUsage.oid)
+    if (set() if extended is None else set(extended.value)) != set(kind.extended_usage):
+        yield f"the extended key usage of the certificate of {name!r} is not that of {kind.name}"
+    if not frozenset(kind.policies) <= policies_of(certificate):
+        yield f"the certificate of {name!r} lacks the policy of {kind.name}"
+    constraints = extensions.get(x509.BasicConstraints.oid)
+    if (constraints is not None and constraints.value.ca) != kind.is_authority:
+        yield f"the certificate of {name!r} is {'not ' if kind.is_authority else ''}that of an authority"
+
+
+def _authority_reasons(
+    issuer: x509.Certificate, leaf: CertificateProfile, expected: CertificateProfile, below: int
+) -> Iterator[str]:
+    """Say what keeps the issuer from certifying; `below` counts the authorities between it and the leaf."""
+    name = common_name(issuer.subject)
+    constraints = _constraints(issuer)
+    if constraints is not None and constraints.path_length is not None and constraints.path_length < below:
+        yield f"the path under {name!r} is longer than it allows"
+    yield from _usage_reasons(issuer, expected)
+    if expected is not ROOT and not frozenset(leaf.policies) <= policies_of(issuer):
+        yield f"the certificate of {name!r} lacks the policy of {leaf.name}"
+
+
+def _curve_reasons(certificate: x509.Certificate, issuer: x509.Certificate) -> Iterator[str]:
+    key, by = certificate.public_key(), issuer.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in HASHES:
+        yield f"the key of {common_name(certificate.subject)!r} is neither on P-256 nor on P-384"
+    elif isinstance(by, ec.EllipticCurvePublicKey) and not may_certify(by.curve, key.curve):
+        yield f"a key on {key.curve.name} is certified by one on {by.curve.name}"
+
+
+def _constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return None
