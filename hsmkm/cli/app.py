@@ -1,0 +1,68 @@
+"""The command `hsmkm NOUN VERB`: assembles the nouns, and is the console script's entry."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli import (
+    audit,
+    concentrator,
+    config,
+    meter,
+    model,
+    package,
+    party,
+    pki,
+    renew,
+    serve,
+    setup,
+    simulate,
+    store,
+    token,
+)
+from hsmkm.cli.frame import Frame, Output, default_actor, enter, run
+
+app = typer.Typer(
+    name="hsmkm",
+    help="A key manager for DLMS/COSEM smart metering whose keys live in a token behind PKCS#11.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command(name="init")(setup.init)
+app.add_typer(config.app, name="config")
+app.add_typer(token.app, name="token")
+app.add_typer(pki.app, name="pki")
+app.add_typer(party.app, name="party")
+app.add_typer(model.app, name="model")
+app.add_typer(meter.app, name="meter")
+app.add_typer(package.app, name="package")
+app.command(name="renew")(renew.renew)
+app.command(name="resolve")(renew.resolve)
+app.command(name="serve")(serve.serve)
+app.add_typer(concentrator.app, name="concentrator")
+app.add_typer(store.app, name="store")
+app.add_typer(audit.app, name="audit")
+app.add_typer(simulate.app, name="simulate")
+
+
+@app.callback()
+def options(
+    home: Annotated[
+        Path, typer.Option(envvar="HSMKM_HOME", help="The party's home folder.", show_default="current folder")
+    ] = Path(),
+    output: Annotated[Output, typer.Option(help="The form of results on stdout.")] = Output.TABLE,
+    actor: Annotated[str, typer.Option(help="Who acts, for the audit log.", show_default="login name")] = "",
+) -> None:
+    """A key manager for DLMS/COSEM smart metering whose keys live in a token behind PKCS#11."""
+    enter(Frame(home, output, actor or default_actor()))
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(app))

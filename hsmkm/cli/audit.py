@@ -1,0 +1,65 @@
+"""`hsmkm audit`: who did what, and the proof that nobody rewrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.errors import IntegrityError
+from hsmkm.steps.attest import checkpoint as sign_checkpoint
+from hsmkm.steps.attest import verify_audit
+from hsmkm.steps.party import open_listing
+from hsmkm.store import audit
+
+app = typer.Typer(help="The audit log: a chain of hashes with signed checkpoints.", no_args_is_help=True)
+
+
+@app.command()
+def log(
+    after: Annotated[int, typer.Option(help="Begin behind this sequence.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=100000, help="At most so many.")] = 100,
+    subject: Annotated[str | None, typer.Option(help="Only this meter, party or package.")] = None,
+) -> None:
+    """List audit records, oldest first."""
+    with open_listing(frame().home) as store, store.read() as tx:
+        found = audit.log(tx, after=after, limit=limit, subject=subject)
+    rows = [
+        {
+            "sequence": item.sequence,
+            "time": item.time,
+            "actor": item.actor,
+            "action": item.action,
+            "subject": item.subject,
+            "detail": json.dumps(item.detail),
+        }
+        for item in found
+    ]
+    show(rows, ("sequence", "time", "actor", "action", "subject", "detail"))
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="A signed checkpoint kept elsewhere; repeatable.")
+    ] = None,
+) -> None:
+    """Follow the chain, compare it with checkpoints, and check the rows' MACs; exit code 6 for problems."""
+    with party_worker() as worker:
+        problems = worker.call(verify_audit, tuple(path.resolve() for path in checkpoint or ()))
+    show(
+        [{"table": item.table, "row": item.row, "problem": item.text} for item in problems], ("table", "row", "problem")
+    )
+    if problems:
+        raise IntegrityError(f"{len(problems)} problem(s), the first in {problems[0]}", "compare with a backup")
+
+
+@app.command()
+def checkpoint(out: Annotated[Path, typer.Option(help="File to write; keep it elsewhere.")]) -> None:
+    """Sign the newest audit record in the token, so that a chain cut short is found out."""
+    with party_worker() as worker:
+        sequence = worker.call(sign_checkpoint, out.resolve())
+    show([{"sequence": sequence, "checkpoint": out}], ("sequence", "checkpoint"))

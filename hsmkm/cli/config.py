@@ -1,0 +1,31 @@
+"""`hsmkm config`: the settings of a home folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+
+import typer
+
+from hsmkm.cli.frame import frame, show
+
+app = typer.Typer(help="The settings of the home folder.", no_args_is_help=True)
+
+
+@app.command()
+def check() -> None:
+    """Read the settings and name every fault with its line."""
+    settings = frame().settings()
+    show([{"settings": str(settings.home / "hsmkm.toml"), "result": "no fault"}], ("settings", "result"))
+
+
+@app.command(name="show")
+def show_settings() -> None:
+    """Show every setting in force, the defaults and the environment's included."""
+    settings = frame().settings()
+    rows = [
+        {"setting": f"{section.name}.{key}", "value": value}
+        for section in fields(settings)
+        if is_dataclass(getattr(settings, section.name))
+        for key, value in asdict(getattr(settings, section.name)).items()
+    ]
+    show(rows, ("setting", "value"))

@@ -1,0 +1,138 @@
+"""What every command shares: where the home folder is, who acts, how results are shown, and how errors end.
+
+Results go to stdout as a table, one JSON document, or one JSON line each; talk goes to stderr. An error is two lines,
+`error:` and `hint:`, after the faults or reasons that it has.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hsmkm.config import Settings, load_settings
+from hsmkm.errors import HsmkmError, InputError, RefusedError
+from hsmkm.steps.party import Party, open_party
+from hsmkm.token.workers import Worker
+
+
+class Output(StrEnum):
+    """How results are written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The options before the noun: home folder, form of the results, and who is named in the audit log."""
+
+    home: Path
+    output: Output
+    actor: str
+
+    def settings(self) -> Settings:
+        """Read the home folder's settings."""
+        return load_settings(self.home)
+
+
+_running: ContextVar[Frame] = ContextVar("running")
+
+
+def enter(entered: Frame) -> None:
+    """Set the frame of the command that is about to run."""
+    _running.set(entered)
+
+
+def frame() -> Frame:
+    """Give the running command's frame."""
+    return _running.get()
+
+
+def default_actor() -> str:
+    """Name the person by the login, as the audit log will."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+@contextmanager
+def party_worker() -> Iterator[Worker[Party]]:
+    """Spawn the worker that alone loads the PKCS#11 module, reads the PIN and opens this party."""
+    here = frame()
+    here.settings()
+    with Worker(open_party, here.home, here.actor) as worker:
+        yield worker
+
+
+def talk(text: str) -> None:
+    """Say something that is not a result, on stderr."""
+    typer.echo(text, err=True)
+
+
+def show(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """Write results to stdout in the form asked for; a table has only the named columns."""
+    output = frame().output
+    if output is Output.JSON:
+        typer.echo(json.dumps(list(rows), default=str, indent=2))
+    elif output is Output.JSONL:
+        for row in rows:
+            typer.echo(json.dumps(row, default=str))
+    else:
+        _table(rows, columns)
+
+
+def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    table = Table(*[name.replace("_", " ") for name in columns], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*["" if row.get(name) is None else str(row.get(name)) for name in columns])
+    width = None if sys.stdout.isatty() else 1000
+    console = Console(width=width, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def explain(error: HsmkmError) -> None:
+    """Write an error to stderr: its faults or reasons, then what happened and what to do."""
+    if isinstance(error, InputError):
+        for fault in error.faults:
+            talk(f"fault: {fault}")
+    if isinstance(error, RefusedError):
+        for reason in error.reasons:
+            talk(f"reason: {reason}")
+    talk(f"error: {error.message}")
+    if error.hint:
+        talk(f"hint: {error.hint}")
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code: 0 done, 1 refused, 2 usage, 3 to 7 as errors say, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="hsmkm")
+    except HsmkmError as error:
+        explain(error)
+        return error.exit_code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)

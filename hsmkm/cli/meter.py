@@ -1,0 +1,153 @@
+"""`hsmkm meter`: make, inject, register and read meters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import frame, party_worker, show, talk
+from hsmkm.cli.outcomes import show_outcomes
+from hsmkm.cli.reference import attribute, shown
+from hsmkm.cli.renew import read_lines
+from hsmkm.errors import Fault, InputError
+from hsmkm.steps.communicate import read as read_meter
+from hsmkm.steps.inject import inject as inject_meter
+from hsmkm.steps.party import open_listing
+from hsmkm.steps.provision import provision as provision_order
+from hsmkm.steps.register import register as register_meters
+from hsmkm.store import key_sets, meters, renewals
+
+app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
+
+
+@app.command()
+def provision(
+    order: Annotated[Path, typer.Argument(help="Production order, CSV.")],
+    line: Annotated[str, typer.Option(help="Party name of the line equipment that the injection package is for.")],
+) -> None:
+    """Make a unique key set for each meter of a production order, and the injection package for the line equipment."""
+    with party_worker() as worker:
+        done = worker.call(provision_order, order.resolve(), line)
+    if done.already:
+        talk("this order was provisioned before; nothing was done")
+    show(
+        [{"order": done.order, "meters": done.meters, "package": path} for path in done.packages],
+        ("order", "meters", "package"),
+    )
+
+
+@app.command()
+def inject(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    address: Annotated[str, typer.Option(help="Where the meter is, host:port; kept for later.")] = "",
+) -> None:
+    """Put a provisioned meter's keys into it over DLMS, in place of its model's initial keys, and prove them."""
+    with party_worker() as worker:
+        outcome = worker.call(inject_meter, meter, address)
+    show_outcomes([outcome])
+
+
+@app.command()
+def register(
+    meter: Annotated[str | None, typer.Argument(help="System title or serial number.")] = None,
+    address: Annotated[str, typer.Option(help="Where the concentrator reaches the meter, host:port.")] = "",
+    file: Annotated[Path | None, typer.Option("--list", help="File of lines METER,HOST:PORT.")] = None,
+    concentrator: Annotated[str, typer.Option(help="Party name of the concentrator.")] = "",
+    wait: Annotated[int, typer.Option(help="Seconds to wait for each of the concentrator's receipts.")] = 60,
+) -> None:
+    """Give meters to their concentrator, speak to them through it, renew their global keys and distribute those."""
+    places = [(meter, address)] if meter else _places(file)
+    with party_worker() as worker:
+        outcomes = worker.call(register_meters, places, concentrator, wait)
+    show_outcomes(outcomes)
+
+
+def _places(file: Path | None) -> list[tuple[str, str]]:
+    if file is None:
+        raise InputError("no meter is named", hint="give a meter and --address, or --list FILE")
+    lines = [(number, line) for number, line in enumerate(read_lines(file), 1) if line.strip()]
+    wrong = [number for number, line in lines if line.count(",") != 1]
+    if wrong:
+        faults = [Fault(str(file), number, 0, "must be METER,HOST:PORT") for number in wrong]
+        raise InputError(f"{file} has {len(wrong)} fault(s)", faults, "nothing was registered")
+    return [(name.strip(), place.strip()) for name, _, place in (line.partition(",") for _, line in lines)]
+
+
+@app.command()
+def read(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    attributes: Annotated[
+        list[str],
+        typer.Argument(metavar="OBIS...", help="[CLASS:]OBIS[:ATTRIBUTE], class 3 and attribute 2 by default."),
+    ],
+) -> None:
+    """Read attributes under the meter's active keys, through its concentrator where it has one."""
+    wanted = tuple(attribute(text) for text in attributes)
+    with party_worker() as worker:
+        readings = worker.call(read_meter, meter, wanted)
+    rows = [
+        {
+            "obis": str(item.attribute.logical_name),
+            "class": item.attribute.class_id,
+            "attribute": item.attribute.attribute,
+            "type": item.data.name,
+            "value": shown(item.data),
+        }
+        for item in readings
+    ]
+    show(rows, ("obis", "class", "attribute", "type", "value"))
+
+
+@app.command(name="list")
+def list_meters(
+    concentrator: Annotated[str | None, typer.Option(help="Only those behind this concentrator.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 1000,
+    after: Annotated[str, typer.Option(help="Begin behind this system title.")] = "",
+) -> None:
+    """List meters by system title."""
+    with open_listing(frame().home) as store, store.read() as tx:
+        found = meters.listing(tx, after=bytes.fromhex(after), limit=limit, concentrator=concentrator)
+    rows = [
+        {
+            "meter": item.title,
+            "serial": item.serial,
+            "model": item.model,
+            "suite": item.suite,
+            "concentrator": item.concentrator,
+            "address": item.address,
+            "registered": item.registered,
+        }
+        for item in found
+    ]
+    show(rows, ("meter", "serial", "model", "suite", "concentrator", "address", "registered"))
+
+
+@app.command(name="show")
+def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial number.")]) -> None:
+    """Show a meter's key generations with their states, and its renewals with what was tried."""
+    with open_listing(frame().home) as store, store.read() as tx:
+        found = meters.find(tx, meter)
+        sets = key_sets.for_meter(tx, found.system_title)
+        history = renewals.listing(tx, found.system_title)
+    rows: list[dict[str, object]] = [
+        {
+            "kind": "key set",
+            "number": key_set.ref.generation,
+            "state": state.value,
+            "detail": " ".join(key.role.value for key in key_set.keys),
+        }
+        for key_set, state in sets
+    ]
+    rows += [
+        {
+            "kind": "renewal",
+            "number": item.id,
+            "state": item.state.value,
+            "detail": f"{item.from_generation} to {item.to_generation}, stage {item.stage}, tried {list(item.tried)}",
+        }
+        for item in history
+    ]
+    talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
+    show(rows, ("kind", "number", "state", "detail"))

@@ -1,0 +1,58 @@
+"""`hsmkm model`: meter models and their initial keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.config import data_folder, load_model
+from hsmkm.steps.model import import_keys as import_model_keys
+from hsmkm.steps.party import open_listing
+from hsmkm.store import models
+
+app = typer.Typer(help="Meter models: their settings, and the keys their meters come with.", no_args_is_help=True)
+
+
+@app.command(name="list")
+def list_models() -> None:
+    """List the models whose settings are known, and whether their initial keys are in the token's care."""
+    home = frame().home
+    with open_listing(home) as store, store.read() as tx:
+        given = dict(models.listing(tx))
+    folders = [folder for folder in (home / "models", data_folder("models")) if folder.is_dir()]
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.toml")} | set(given))
+    show(
+        [{"model": name, "initial_keys": "imported" if given.get(name) else "none"} for name in names],
+        ("model", "initial_keys"),
+    )
+
+
+@app.command(name="show")
+def show_model(name: str) -> None:
+    """Show a model's settings."""
+    model = load_model(name, frame().home)
+    rows: list[dict[str, object]] = [
+        {"setting": "flags", "value": " ".join(model.flags)},
+        {"setting": "suites", "value": " ".join(map(str, model.suites))},
+    ]
+    for section in (model.addressing, model.authentication, model.security_setup, model.counter, model.key_transfer):
+        rows += [
+            {"setting": f"{type(section).__name__}.{key}", "value": getattr(section, key)}
+            for key in type(section).__dataclass_fields__
+        ]
+    show(rows, ("setting", "value"))
+
+
+@app.command()
+def import_keys(
+    name: str,
+    keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, `gak`, `master`, `gbek`; mode 0600.")],
+    suite: Annotated[int, typer.Option(min=0, max=2, help="Security suite of the keys.")] = 0,
+) -> None:
+    """Import the keys that a model's meters come with; they are sealed under the storage key at once."""
+    with party_worker() as worker:
+        roles = worker.call(import_model_keys, name, suite, keys.resolve())
+    show([{"model": name, "suite": suite, "keys": " ".join(roles)}], ("model", "suite", "keys"))

@@ -1,0 +1,121 @@
+"""`hsmkm package`: the one container in which keys travel between parties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import frame, party_worker, show, talk
+from hsmkm.packages.receive import inspect_package
+from hsmkm.pki.certificates import holder
+from hsmkm.steps import deliver
+from hsmkm.steps.party import open_listing
+from hsmkm.steps.receive import Taken, read_package, receipt_of, receive_file
+from hsmkm.store import packages
+
+app = typer.Typer(help="Key packages between parties, and their receipts.", no_args_is_help=True)
+File = Annotated[Path, typer.Argument(help="A .p7m file.")]
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Option(help="Party name of the recipient.")],
+    meters: Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")] = None,
+    purpose: Annotated[str, typer.Option(help="delivery, distribution, transfer or migration.")] = "delivery",
+    order: Annotated[str | None, typer.Option(help="All meters of this order (its id).")] = None,
+) -> None:
+    """Wrap meters' keys for a registered party, sign the package and write it to HOME/packages."""
+    with party_worker() as worker:
+        sent = worker.call(deliver.export, purpose, to, tuple(meters or ()), order)
+    show(
+        [{"package": sent.id, "purpose": sent.purpose, "to": sent.recipient, "meters": sent.meters, "file": sent.path}],
+        ("package", "purpose", "to", "meters", "file"),
+    )
+
+
+@app.command(name="import")
+def import_package(file: File) -> None:
+    """Verify a package and take its keys into the token's care, whole or not at all, and sign its receipt."""
+    with party_worker() as worker:
+        taken = worker.call(receive_file, file.resolve())
+    if taken.replayed:
+        talk("this package was taken before; its first receipt is given again")
+    _show_taken(taken)
+
+
+@app.command()
+def receipt(
+    package: Annotated[str, typer.Argument(help="Id of a package taken here, or with --from-file a receipt.")],
+    *,
+    from_file: Annotated[
+        bool, typer.Option("--from-file", help="Keep the recipient's receipt for a package of ours.")
+    ] = False,
+) -> None:
+    """Show where the receipt of a package taken here is, or check and keep a recipient's receipt."""
+    with party_worker() as worker:
+        if not from_file:
+            _show_taken(worker.call(receipt_of, package))
+            return
+        record, replayed = worker.call(deliver.accept_receipt, read_package(Path(package)))
+    if replayed:
+        talk("this receipt was kept before")
+    show([{"package": record.id, "to": record.peer, "state": record.state}], ("package", "to", "state"))
+
+
+def _show_taken(taken: Taken) -> None:
+    row: Mapping[str, object] = {
+        "package": taken.id,
+        "purpose": taken.purpose,
+        "from": taken.sender,
+        "meters": taken.meters,
+        "receipt": taken.path,
+    }
+    show([row], ("package", "purpose", "from", "meters", "receipt"))
+
+
+@app.command()
+def inspect(file: File) -> None:
+    """Show what a package says, after its signature is checked; needs no token and trusts nothing."""
+    inspected = inspect_package(read_package(file))
+    header = inspected.content.header
+    talk(f"package {header.id}, {header.purpose.value} number {header.sequence}")
+    talk(f"from {header.sender.name} ({header.sender.role}) to {header.recipient.name} ({header.recipient.role})")
+    talk(f"signed by {holder(inspected.signed.signer)}, sha-256 {inspected.sha256.hex()}")
+    talk(f"created {header.created.isoformat()}, expires {header.expires.isoformat()}")
+    rows = [
+        {
+            "meter": entry.system_title.hex().upper(),
+            "serial": entry.serial,
+            "model": entry.model,
+            "suite": entry.suite,
+            "generation": entry.generation,
+            "state": entry.state,
+            "keys": " ".join(key.role.value for key in entry.keys),
+        }
+        for entry in inspected.content.meters
+    ]
+    show(rows, ("meter", "serial", "model", "suite", "generation", "state", "keys"))
+
+
+@app.command(name="list")
+def list_packages() -> None:
+    """List packages sent and received, and what became of them."""
+    with open_listing(frame().home) as store, store.read() as tx:
+        found = packages.listing(tx)
+    rows = [
+        {
+            "package": item.id,
+            "direction": item.direction.value,
+            "purpose": item.purpose,
+            "sequence": item.sequence,
+            "peer": item.peer,
+            "meters": item.meters,
+            "state": item.state,
+            "created": item.created,
+        }
+        for item in found
+    ]
+    show(rows, ("package", "direction", "purpose", "sequence", "peer", "meters", "state", "created"))

@@ -1,0 +1,127 @@
+"""`hsmkm pki`: authorities, requests, certificates, revocation and trust."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.steps import certify
+from hsmkm.steps.party import open_listing
+from hsmkm.store import certificates
+
+app = typer.Typer(help="Certificates: authorities, requests, issue, revocation, trust.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="A folder.")]
+Out = Annotated[Path, typer.Option(help="Folder to write to.")]
+Curve = Annotated[str, typer.Option(help="P-256 or P-384.")]
+
+
+def _show(made: Sequence[certify.Made]) -> None:
+    rows = [
+        {"profile": item.profile, "subject": item.subject, "serial": item.serial or None, "file": item.path}
+        for item in made
+    ]
+    show(rows, ("profile", "subject", "serial", "file"))
+
+
+@app.command()
+def create_root(name: Annotated[str, typer.Argument(help="The root's name.")], curve: Curve = "P-256") -> None:
+    """Make a root authority: its key in the token, and a self-signed certificate."""
+    with party_worker() as worker:
+        _show([worker.call(certify.create_root, name, curve)])
+
+
+@app.command()
+def create_issuing(
+    name: Annotated[str, typer.Argument(help="The authority's name.")],
+    profile: Annotated[
+        str, typer.Option(help="issuing (DLMS and TLS) or package-issuing (package signing).")
+    ] = "issuing",
+    curve: Curve = "P-256",
+) -> None:
+    """Make an issuing authority under the root."""
+    with party_worker() as worker:
+        _show([worker.call(certify.create_issuing, profile, name, curve)])
+
+
+@app.command()
+def request(
+    out: Out,
+    name: Annotated[
+        list[str] | None, typer.Option(help="DNS name or IP address of the TLS service; repeatable.")
+    ] = None,
+) -> None:
+    """Write a request (PKCS#10) for each of this party's certificates, signed by the key it is for."""
+    with party_worker() as worker:
+        _show(worker.call(certify.request, tuple(name or ()), out.resolve()))
+
+
+@app.command()
+def issue(folder: Folder, out: Out) -> None:
+    """Check the requests PROFILE.csr of a folder and issue a certificate for each, or none if one is wrong."""
+    with party_worker() as worker:
+        _show(worker.call(certify.issue, folder.resolve(), out.resolve()))
+
+
+@app.command()
+def install(folder: Folder) -> None:
+    """Install this party's own certificates PROFILE.pem from a folder."""
+    with party_worker() as worker:
+        _show(worker.call(certify.install, folder.resolve()))
+
+
+@app.command()
+def trust(root: Annotated[Path, typer.Argument(help="The root's certificate, PEM.")]) -> None:
+    """Place a trust anchor; compare the fingerprint shown with the one the authority tells you."""
+    with party_worker() as worker:
+        made = worker.call(certify.place_anchor, root.resolve())
+    show([{"anchor": made.subject, "sha256": made.serial, "file": made.path}], ("anchor", "sha256", "file"))
+
+
+@app.command()
+def update(folder: Folder) -> None:
+    """Take the intermediates and CRLs that the authority published; only what is under a placed anchor."""
+    with party_worker() as worker:
+        _show(worker.call(certify.update_trust, folder.resolve()))
+
+
+@app.command()
+def publish(
+    out: Out, days: Annotated[int, typer.Option(min=1, max=366, help="Days until the CRLs are past their date.")] = 7
+) -> None:
+    """Write root.pem, intermediates.pem and a new CRL of each authority."""
+    with party_worker() as worker:
+        _show(worker.call(certify.publish, out.resolve(), days))
+
+
+@app.command()
+def revoke(
+    certificate: Annotated[Path, typer.Argument(help="The certificate, PEM.")],
+    reason: Annotated[str, typer.Option(help="As RFC 5280 names it, such as keyCompromise.")] = "unspecified",
+) -> None:
+    """Revoke a certificate that this authority issued; publish a new CRL afterwards."""
+    with party_worker() as worker:
+        _show([worker.call(certify.revoke, certificate.resolve(), reason)])
+
+
+@app.command(name="list")
+def list_certificates() -> None:
+    """List the certificates in the store: own, issued, parties', anchors."""
+    with open_listing(frame().home) as store, store.read() as tx:
+        found = certificates.listing(tx)
+    columns = ("owner", "profile", "source", "state", "not_after", "serial")
+    rows = [
+        {
+            "owner": item.owner,
+            "profile": item.profile,
+            "source": item.source.value,
+            "state": item.state.value,
+            "not_after": item.not_after,
+            "serial": item.serial.hex().upper(),
+        }
+        for item in found
+    ]
+    show(rows, columns)

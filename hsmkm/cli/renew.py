@@ -1,0 +1,90 @@
+"""`hsmkm renew` and `hsmkm resolve`: new keys into meters, and the truth about those in doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hsmkm.cli.frame import party_worker
+from hsmkm.cli.outcomes import show_outcomes
+from hsmkm.errors import InputError
+from hsmkm.steps.party import Party
+from hsmkm.steps.renew import GLOBAL_KEYS, Outcome, failing
+from hsmkm.steps.renew import renew as renew_meters
+from hsmkm.steps.resolve import resolve as resolve_meter
+from hsmkm.steps.resolve import unfinished
+from hsmkm.token.types import KeyRole
+
+Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
+
+
+def renew(
+    meters: Meters = None,
+    file: Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")] = None,
+    keys: Annotated[str, typer.Option(help="guek, gak, gbek, master, with commas between.")] = ",".join(GLOBAL_KEYS),
+    *,
+    prove_refusal: Annotated[
+        bool, typer.Option("--prove-refusal", help="Also show that the meter refuses the old keys.")
+    ] = False,
+) -> None:
+    """Renew keys of meters over DLMS and verify each by a new association.
+
+    A meter whose state is in doubt afterwards is listed as unknown and the exit code is 7; `hsmkm resolve` finishes it.
+    """
+    roles = _roles(keys)
+    names = _names(meters, file)
+    with party_worker() as worker:
+        outcomes = worker.call(_renew, names, roles, prove_refusal)
+    show_outcomes(outcomes)
+
+
+def resolve(
+    meters: Meters = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every meter whose renewal did not end.")] = False,
+    no_renew: Annotated[bool, typer.Option("--no-renew", help="Only record what is true; send no new keys.")] = False,
+) -> None:
+    """Find out what meters hold after a renewal that did not end, and go on with fresh keys."""
+    with party_worker() as worker:
+        names = worker.call(unfinished) if every else _names(meters, None)
+        outcomes = worker.call(_resolve, names, not no_renew)
+    show_outcomes(outcomes)
+
+
+def _renew(party: Party, names: list[str], roles: tuple[KeyRole, ...], prove: bool) -> list[Outcome]:
+    return renew_meters(party, names, roles, prove_refusal=prove)
+
+
+def _resolve(party: Party, names: list[str], go_on: bool) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for name in names:
+        with failing(outcomes, name):
+            outcomes.append(resolve_meter(party, name, go_on=go_on))
+    return outcomes
+
+
+def _roles(text: str) -> tuple[KeyRole, ...]:
+    try:
+        return tuple(dict.fromkeys(KeyRole(part.strip()) for part in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"unknown key in {text!r}", hint="guek, gak, gbek and master, with commas between") from error
+
+
+def _names(meters: Sequence[str] | None, file: Path | None) -> list[str]:
+    names = list(meters or ())
+    if file is not None:
+        names += [line.strip() for line in read_lines(file) if line.strip()]
+    if not names:
+        raise InputError("no meter is named", hint="give system titles, or a file with --list")
+    return list(dict.fromkeys(names))
+
+
+def read_lines(file: Path) -> list[str]:
+    """Read a list that a person made; InputError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {type(error).__name__}", hint="give a UTF-8 text file") from error

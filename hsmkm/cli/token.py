@@ -1,0 +1,39 @@
+"""`hsmkm token`: the party's token."""
+
+from __future__ import annotations
+
+import typer
+
+from hsmkm.cli.frame import frame, show, talk
+from hsmkm.errors import TokenRefusedError
+from hsmkm.steps.setup import examine_token, make_token, open_settings
+from hsmkm.token.workers import Worker
+
+app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
+
+
+@app.command()
+def init() -> None:
+    """Make the token, its storage, integrity and signing keys, and the store.
+
+    Where token.uri is set already, that token is used as it is and only the keys are made.
+    """
+    with Worker(open_settings, frame().home) as worker:
+        made = worker.call(make_token, frame().actor)
+    show([{"token": made.uri, "key": key} for key in made.keys], ("key", "token"))
+
+
+@app.command()
+def doctor() -> None:
+    """Try every operation this party needs, and every guard by misusing it, on the token itself."""
+    with Worker(open_settings, frame().home) as worker:
+        findings = worker.call(examine_token)
+    show(
+        [{"check": item.name, "ok": "ok" if item.ok else "FAILED", "detail": item.detail} for item in findings],
+        ("ok", "check", "detail"),
+    )
+    failed = [item for item in findings if not item.ok]
+    for item in failed:
+        talk(f"hint: {item.name}: {item.hint}")
+    if failed:
+        raise TokenRefusedError(f"{len(failed)} of {len(findings)} checks failed", "see the hints above")

@@ -1,0 +1,48 @@
+"""Counters in the text format of Prometheus (exposition format 0.0.4); no label names a party or a meter."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_HELP = {
+    "hsmkm_requests_total": "Answered requests by route, method and status.",
+    "hsmkm_packages_sent_total": "Key packages handed out.",
+    "hsmkm_receipts_total": "Receipts by what became of them.",
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """The service's counters; a name that is not among the known ones raises KeyError."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[Labels]] = {name: Counter() for name in _HELP}
+
+    def count(self, name: str, **labels: str) -> None:
+        """Add one; label values are ours, never the caller's text."""
+        with self._lock:
+            self._counts[name][tuple(sorted(labels.items()))] += 1
+
+    def render(self, *, ready: bool) -> str:
+        """Return the page, readiness included as the gauge `hsmkm_ready`."""
+        with self._lock:
+            lines = [line for name in _HELP for line in self._lines(name)]
+        lines += ["# HELP hsmkm_ready Whether token and store answer.", "# TYPE hsmkm_ready gauge"]
+        lines.append(f"hsmkm_ready {int(ready)}")
+        return "\n".join(lines) + "\n"
+
+    def _lines(self, name: str) -> Iterator[str]:
+        yield f"# HELP {name} {_HELP[name]}"
+        yield f"# TYPE {name} counter"
+        for labels, value in sorted(self._counts[name].items()):
+            inner = ",".join(f'{key}="{text}"' for key, text in labels)
+            yield f"{name}{{{inner}}} {value}" if inner else f"{name} {value}"

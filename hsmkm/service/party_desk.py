@@ -1,0 +1,114 @@
+"""The desk of a real party: everything it answers comes from the store, verified by the token in a worker."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmkm.errors import HsmkmError, InputError, IntegrityError, RefusedError
+from hsmkm.service.desk import PackageSummary, ReceiptOutcome, ReceiptResult
+from hsmkm.steps import deliver
+from hsmkm.steps.party import Party
+from hsmkm.store import packages, parties
+from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.token.workers import Worker
+
+OBSERVER_ROLES = ("utility", "factory")
+MAX_LISTED = 1000
+ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PartyDesk:
+    """Answers the HTTPS interface through a worker that has the party open."""
+
+    home: Path
+    worker: Worker[Party]
+
+    def party_for(self, certificate_der: bytes) -> str | None:
+        """Return the registered party whose pinned TLS certificate this is."""
+        fingerprint = hashlib.sha256(certificate_der).digest()
+        return self.worker.call(_party_for, fingerprint, deadline=ANSWER_SECONDS)
+
+    def may_observe(self, party: str) -> bool:
+        """Tell whether the party may read the metrics."""
+        return self.worker.call(_role, party, deadline=ANSWER_SECONDS) in OBSERVER_ROLES
+
+    def packages(self, party: str) -> Sequence[PackageSummary]:
+        """List the party's packages without receipt, oldest first."""
+        waiting = self.worker.call(_waiting, party, deadline=ANSWER_SECONDS)
+        return [self._summary(record) for record in waiting]
+
+    def package(self, party: str, package_id: str) -> bytes | None:
+        """Return the `.p7m` if it was made for this party; IntegrityError if the file is not the one recorded."""
+        record = self.worker.call(_sent_to, party, package_id, deadline=ANSWER_SECONDS)
+        if record is None:
+            return None
+        data = self._path(package_id).read_bytes()
+        if hashlib.sha256(data).digest() != record.sha256:
+            raise IntegrityError(f"the file of package {package_id} was altered")
+        return data
+
+    def receipt(self, party: str, package_id: str, content: bytes) -> ReceiptOutcome:
+        """Check and keep a receipt; UNKNOWN for a package that is not this party's."""
+        if self.worker.call(_sent_to, party, package_id, deadline=ANSWER_SECONDS) is None:
+            return ReceiptOutcome(ReceiptResult.UNKNOWN)
+        try:
+            replayed = self.worker.call(_keep_receipt, package_id, content, deadline=ANSWER_SECONDS)
+        except (InputError, IntegrityError, RefusedError) as error:
+            reasons = error.reasons if isinstance(error, RefusedError) and error.reasons else (error.message,)
+            return ReceiptOutcome(ReceiptResult.REFUSED, reasons)
+        return ReceiptOutcome(ReceiptResult.REPLAYED if replayed else ReceiptResult.ACCEPTED)
+
+    def ready(self) -> tuple[bool, str]:
+        """Tell whether token and store answer."""
+        try:
+            self.worker.call(_probe, deadline=ANSWER_SECONDS)
+        except HsmkmError as error:
+            return False, error.message
+        return True, "token and store answer"
+
+    def _path(self, package_id: str) -> Path:
+        return self.home / "packages" / f"{package_id}.p7m"
+
+    def _summary(self, record: PackageRecord) -> PackageSummary:
+        octets = self._path(record.id).stat().st_size
+        return PackageSummary(record.id, record.purpose, record.sequence, record.sha256.hex(), octets)
+
+
+def _party_for(party: Party, fingerprint: bytes) -> str | None:
+    with party.store.read() as tx:
+        row = parties.by_certificate(tx, "tls", fingerprint)
+    return row.name if row else None
+
+
+def _role(party: Party, name: str) -> str:
+    with party.store.read() as tx:
+        return parties.require(tx, name).role
+
+
+def _waiting(party: Party, name: str) -> list[PackageRecord]:
+    deliver.finish_files(party)
+    with party.store.read() as tx:
+        found = packages.listing(tx, direction=Direction.SENT, peer=name, state=deliver.SENT)
+    return sorted(found, key=lambda item: (item.created, item.sequence))[:MAX_LISTED]
+
+
+def _sent_to(party: Party, name: str, package_id: str) -> PackageRecord | None:
+    with party.store.read() as tx:
+        record = packages.get(tx, package_id)
+    mine = record is not None and record.direction is Direction.SENT and record.peer == name
+    return record if mine else None
+
+
+def _keep_receipt(party: Party, package_id: str, content: bytes) -> bool:
+    record, replayed = deliver.accept_receipt(party, content, package_id)
+    return replayed and record.id == package_id
+
+
+def _probe(party: Party) -> None:
+    party.vault.verify(b"ready", party.vault.mac(b"ready"))
+    with party.store.read():
+        pass

@@ -1,0 +1,60 @@
+"""Checks the store against its MACs and the audit chain, and signs checkpoints of the chain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.packages.container import open_container, sign_content
+from hsmkm.pki.certificates import fingerprint, replace_file
+from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.deliver import signatory
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.store import audit
+from hsmkm.store.check import check
+from hsmkm.store.store import Store
+
+MAX_CHECKPOINT = 1 << 20
+
+
+def check_store(party: Party) -> list[audit.Problem]:
+    """Name every row that is not as it was written."""
+    with party.store.read() as tx:
+        return list(check(tx))
+
+
+def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[audit.Problem]:
+    """Name the first audit record that does not fit, every checkpoint that does not, and rows whose MAC does not."""
+    with party.store.read() as tx:
+        problems = audit.verify(tx)
+        for path in checkpoints:
+            problems += audit.matches_checkpoint(tx, _checkpoint(party, path))
+        return [*problems, *check(tx)]
+
+
+def _checkpoint(party: Party, path: Path) -> bytes:
+    """Read a checkpoint that this party signed; RefusedError for anybody else's."""
+    try:
+        data = path.read_bytes()[: MAX_CHECKPOINT + 1]
+    except OSError as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    signed = open_container(data)
+    trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now())
+    if fingerprint(signed.signer) != fingerprint(own_chain(party, "package-signing")[0]):
+        raise RefusedError(f"checkpoint {path} was signed by another party")
+    return signed.content
+
+
+def checkpoint(party: Party, path: Path) -> int:
+    """Sign the newest record of the audit chain and write it to a file kept elsewhere; gives its sequence."""
+    with party.store.read() as tx:
+        content = audit.checkpoint_content(tx)
+    signer = signatory(party)
+    replace_file(path, sign_content(content, signer.signer, signer.certificate, signer.chain, utc_now()))
+    return int(json.loads(content)["sequence"])
+
+
+def upgrade_store(url: str) -> None:
+    """Bring a store to this program's schema."""
+    Store.create(url)

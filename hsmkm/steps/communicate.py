@@ -1,0 +1,325 @@
+"""Step 7: every exchange with a meter is authenticated and encrypted under the keys that the store calls active.
+
+A conversation holds the meter's lease. Its invocation counters come from the store's allocator, durable before use;
+what the meter tells through the public client (0.0.43.1.x.255, in clear) is tried as a hint and believed only after an
+authenticated answer. Receive counters are durable, so an older answer replayed is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmkm.config import MeterModel, load_model
+from hsmkm.dlms.association import Association, AssociationSettings
+from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.types import AttributeRef, LogicalName, Mechanism, SecuritySuite, SystemTitle
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.link.client import Client, MeterRefusedError
+from hsmkm.link.tcp import ApduLink, TcpLink
+from hsmkm.link.tls import TlsLink, client_context
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.store import counters, key_sets, leases, meters, models, parties
+from hsmkm.store.key_sets import KeySet, KeySetRef
+from hsmkm.store.leases import Lease
+from hsmkm.store.meters import Meter
+from hsmkm.token.keys import CipherKey, KeyHandle
+from hsmkm.token.types import KeyRole, Sealed, Use
+
+CHALLENGE_OCTETS = 16
+LEASE_SECONDS = 300
+SECURITY_SETUP = 0
+DATA_CLASS = 1
+VALUE_ATTRIBUTE = 2
+
+Dial = Callable[[], AbstractContextManager[ApduLink]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The key sets whose GUEK and whose GAK are taken to be in force; usually one and the same."""
+
+    guek: KeySet
+    gak: KeySet
+
+    @classmethod
+    def of(cls, key_set: KeySet) -> Pair:
+        """Take both keys from one set."""
+        return cls(key_set, key_set)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One meter under one lease: who speaks, what the meter is, and how it is reached."""
+
+    party: Party
+    meter: Meter
+    model: MeterModel
+    lease: Lease
+    dial: Dial
+
+    @property
+    def client_title(self) -> bytes:
+        """Our own system title, half of every IV we make."""
+        return bytes.fromhex(self.party.settings.party.system_title)
+
+    def ref(self, generation: int) -> KeySetRef:
+        """Name a generation of this meter's key sets for our client."""
+        return KeySetRef(self.meter.system_title, SECURITY_SETUP, self.model.addressing.client_sap, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One attribute as the meter gave it."""
+
+    attribute: AttributeRef
+    data: Data
+
+
+def open_key(party: Party, key_set: KeySet, role: KeyRole, use: Use) -> KeyHandle:
+    """Open one key of a verified key set in the token; RefusedError where the set does not hold it."""
+    sealed = Sealed(key_set.storage_key, key_set.key(role).wrapped)
+    return party.vault.open(role, sealed, key_set.suite, use)
+
+
+def find_meter(party: Party, name: str) -> Meter:
+    """Find a meter by system title or serial number; InputError where there is none."""
+    with party.store.read() as tx:
+        return meters.find(tx, name)
+
+
+@contextmanager
+def conversation(party: Party, meter: Meter) -> Iterator[Conversation]:
+    """Take the meter's lease for one piece of work; RefusedError while another process holds it."""
+    model = load_model(meter.model, party.home)
+    with party.store.count() as tx:
+        lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
+    try:
+        yield Conversation(party, meter, model, lease, dial(party, meter))
+    finally:
+        with party.store.count() as tx:
+            leases.release(tx, lease)
+
+
+def this_process() -> str:
+    """Name this process so that another on the same host can tell whether it still runs: host, number, start."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def is_gone(holder: str) -> bool:
+    """Tell whether a holder was a process of this host that has ended, killed or not; False where nobody can know."""
+    host, _, rest = holder.rpartition(":")[0].rpartition(":")
+    number, started = rest, holder.rpartition(":")[2]
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    return _started(int(number)) != started
+
+
+def _started(number: int) -> str:
+    """Give a process's start in clock ticks since boot (proc(5), field 22 of stat); empty where it has ended."""
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+def dial(party: Party, meter: Meter) -> Dial:
+    """Give what opens a link to the meter: through its concentrator over TLS, or straight by its address."""
+    timeout = party.settings.dlms.timeout_seconds
+    if meter.concentrator:
+        with party.store.read() as tx:
+            through = parties.require(tx, meter.concentrator)
+        host, port = split_address(through.address or "", f"concentrator {through.name}")
+        context = client_context(party.home)
+        title = through.system_title.hex().upper() if through.system_title else ""
+        return lambda: TlsLink(host, port, context, timeout, title, meter.system_title)
+    host, port = split_address(meter.address or "", f"meter {meter.system_title.hex().upper()}")
+    return lambda: TcpLink(host, port, timeout)
+
+
+def split_address(address: str, owner: str) -> tuple[str, int]:
+    """Read host:port; InputError names the owner."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP ports
+        raise InputError(f"{owner} has no usable address: {address!r}", hint="give it as host:port")
+    return host.strip("[]"), int(port)
+
+
+def split_listen(address: str) -> tuple[str, int]:
+    """Read host:port to listen on; port 0 takes a free one."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - TCP ports
+        raise InputError(f"{address!r} is not an address to listen on", hint="give it as host:port")
+    return host.strip("[]"), int(port)
+
+
+class StoredCounter:
+    """The invocation counter of one key and our title; blocks of it are durable before their first value is used."""
+
+    def __init__(self, speaking: Conversation, identity: bytes) -> None:
+        self._speaking = speaking
+        self._identity = identity
+        self._block: deque[int] = deque()
+        self.hint: int | None = None
+
+    def next(self) -> int:
+        """Give the next value; RefusedError when the counter or the lease is lost."""
+        if not self._block:
+            self._block.extend(self._reserve())
+        return self._block.popleft()
+
+    def try_hint(self, hint: int) -> None:
+        """Go on above what the meter told in clear, without believing it yet."""
+        self.hint = hint
+        self._block.clear()
+
+    def _reserve(self) -> range:
+        speaking, party = self._speaking, self._speaking.party
+        count, title = party.settings.dlms.counter_block, speaking.client_title
+        with party.store.count() as tx:
+            if self.hint is None:
+                return counters.reserve(tx, self._identity, title, count, speaking.lease)
+            jump = party.settings.policy.max_counter_jump
+            return counters.reserve_trial(tx, self._identity, title, self.hint, count, jump)
+
+    def authenticated(self) -> None:
+        """Believe the hint: an answer that its keys protect came to a value above it."""
+        if self.hint is None:
+            return
+        speaking = self._speaking
+        with speaking.party.store.count() as tx:
+            counters.confirm_trial(tx, self._identity, speaking.client_title)
+        self.hint = None
+        self._block.clear()
+
+
+class StoredReceiveCounter:
+    """The lowest acceptable counter of the meter under one key, durable."""
+
+    def __init__(self, speaking: Conversation, identity: bytes) -> None:
+        self._speaking = speaking
+        self._identity = identity
+
+    def accept(self, value: int) -> None:
+        """Take the counter of an authenticated answer; IntegrityError for a replay."""
+        speaking = self._speaking
+        title = speaking.meter.system_title
+        with speaking.party.store.count() as tx:
+            counters.accept_received(tx, self._identity, title, value)
+
+
+@contextmanager
+def associated(speaking: Conversation, pair: Pair) -> Iterator[Client]:
+    """Associate under a pair of keys, mutually authenticated, and release at the end.
+
+    Raises MeterRefusedError when the meter refuses, TransportError when it does not answer, IntegrityError when its
+    answer does not prove the keys.
+    """
+    party = speaking.party
+    with ExitStack() as stack:
+        guek = stack.enter_context(open_key(party, pair.guek, KeyRole.GUEK, Use.IN_USE))
+        gak = stack.enter_context(open_key(party, pair.gak, KeyRole.GAK, Use.IN_USE))
+        cipher = stack.enter_context(party.vault.cipher(guek, gak))
+        client = _associate(speaking, pair, cipher, stack)
+        yield client
+        client.release()
+
+
+def _associate(speaking: Conversation, pair: Pair, cipher: CipherKey, stack: ExitStack) -> Client:
+    identity = pair.guek.key(KeyRole.GUEK).identity
+    counter = StoredCounter(speaking, identity)
+    with speaking.party.store.read() as tx:
+        known = counters.current(tx, identity, speaking.client_title)
+    next_value = known.next if known else 1
+    if known is None:
+        _take_hint(speaking, counter, next_value)
+    try:
+        return _attempt(speaking, pair, cipher, counter, stack)
+    except MeterRefusedError:
+        if counter.hint is not None or not _take_hint(speaking, counter, next_value):
+            raise
+    return _attempt(speaking, pair, cipher, counter, stack)
+
+
+def _attempt(speaking: Conversation, pair: Pair, cipher: CipherKey, counter: StoredCounter, stack: ExitStack) -> Client:
+    identity = pair.guek.key(KeyRole.GUEK).identity
+    settings = AssociationSettings(
+        client_sap=speaking.model.addressing.client_sap,
+        server_sap=speaking.model.addressing.server_sap,
+        client_title=SystemTitle(speaking.client_title),
+        server_title=SystemTitle(speaking.meter.system_title),
+        mechanism=Mechanism(speaking.model.authentication.mechanism),
+        suite=SecuritySuite(pair.guek.suite),
+        key=cipher,
+        counter=counter,
+        receive_counter=StoredReceiveCounter(speaking, identity),
+        challenge=secrets.token_bytes(CHALLENGE_OCTETS),
+    )
+    with ExitStack() as own:
+        client = Client(own.enter_context(speaking.dial()), Association(settings))
+        client.associate()
+        counter.authenticated()
+        stack.push(own.pop_all())
+    return client
+
+
+def _take_hint(speaking: Conversation, counter: StoredCounter, next_value: int) -> bool:
+    """Ask the public client for the meter's view of our counter; True when it is above ours."""
+    hint = read_public_counter(speaking)
+    if hint is None or hint < next_value:
+        return False
+    counter.try_hint(hint)
+    return True
+
+
+def read_public_counter(speaking: Conversation) -> int | None:
+    """Read the invocation counter without security (SAP 16); None where the meter does not tell it."""
+    model = speaking.model
+    attribute = AttributeRef(DATA_CLASS, LogicalName.parse(model.counter.logical_name), VALUE_ATTRIBUTE)
+    settings = AssociationSettings(
+        client_sap=model.addressing.public_client_sap, server_sap=model.addressing.server_sap
+    )
+    with speaking.dial() as link:
+        client = Client(link, Association(settings))
+        try:
+            client.associate()
+            value = client.get(attribute).value
+            client.release()
+        except MeterRefusedError:
+            return None
+    return value if isinstance(value, int) and 0 <= value < 2**32 else None
+
+
+def active_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
+    """Give the verified key set that is in force; RefusedError where none is."""
+    with party.store.read() as tx:
+        found = key_sets.active(tx, meter.system_title, SECURITY_SETUP, model.addressing.client_sap)
+    if found is None:
+        title = meter.system_title.hex().upper()
+        raise RefusedError(f"no active keys for meter {title}", hint=f"see: hsmkm meter show {title}, hsmkm resolve")
+    return found
+
+
+def initial_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
+    """Give generation 0: the keys that every meter of the model comes with."""
+    with party.store.read() as tx:
+        return models.initial(tx, meter.model, meter, SECURITY_SETUP, model.addressing.client_sap)
+
+
+def read(party: Party, name: str, attributes: tuple[AttributeRef, ...]) -> list[Reading]:
+    """Read attributes of a meter under its active keys."""
+    meter = find_meter(party, name)
+    with conversation(party, meter) as speaking:
+        key_set = active_key_set(party, meter, speaking.model)
+        with associated(speaking, Pair.of(key_set)) as client:
+            found = [Reading(attribute, client.get(attribute)) for attribute in attributes]
+    title = meter.system_title.hex().upper()
+    with party.store.begin("meter-read", title, {"attributes": [str(item) for item in attributes]}):
+        return found

@@ -1,0 +1,213 @@
+"""Step 3, and every other way keys leave: packages are built, recorded with who was given what, and written.
+
+A package's file is synced under a temporary name before the transaction that speaks of it, and renamed after it;
+`finish_files` finishes what a crash left between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.packages.content import PackageHeader, Purpose
+from hsmkm.packages.receipt import open_receipt
+from hsmkm.packages.registry import holders_of, pinned_signer, registered_recipient
+from hsmkm.packages.send import (
+    Outgoing,
+    Package,
+    Recipient,
+    Signatory,
+    build_package,
+    check_receipt,
+    new_header,
+    outgoing,
+)
+from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.store import holders, key_sets, meters, packages, renewals
+from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
+from hsmkm.store.meter import Meter
+from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.store.store import Transaction
+from hsmkm.token.signer import TokenSigner
+
+SENT = "sent"
+ACCEPTED = "accepted"
+REFUSED = "refused"
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A package on its way: its id, purpose, recipient, file, and how many meters it speaks of."""
+
+    id: str
+    purpose: str
+    recipient: str
+    path: Path
+    meters: int
+
+
+def signatory(party: Party) -> Signatory:
+    """Take this party's package-signing key and certificate."""
+    leaf, *chain = own_chain(party, "package-signing")
+    settings = party.settings.party
+    signer = TokenSigner(party.vault, "package-signing")
+    return Signatory(settings.role, bytes.fromhex(settings.system_title), signer, leaf, tuple(chain))
+
+
+def recipient(party: Party, name: str) -> Recipient:
+    """Take a registered party with its pinned key-agreement certificate; RefusedError where either is missing."""
+    with party.store.read() as tx:
+        return registered_recipient(tx, name)
+
+
+def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient) -> PackageHeader:
+    """Begin a package with the next sequence for this recipient and purpose."""
+    with party.store.read() as tx:
+        sequence = packages.next_sequence(tx, to.peer.name, purpose.value)
+    lifetime = timedelta(days=party.settings.policy.package_days)
+    return new_header(purpose, sequence, sender.peer, to.peer, utc_now(), lifetime)
+
+
+def send(party: Party, purpose: Purpose, to: str, content: Sequence[Outgoing]) -> Sent:
+    """Build a package for a registered party, record it and write it to HOME/packages."""
+    finish_files(party)
+    sender, receiver = signatory(party), recipient(party, to)
+    header = header_for(party, purpose, sender, receiver)
+    package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
+    return record(party, package, lambda _tx: None)
+
+
+def record(party: Party, package: Package, also: Callable[[Transaction], None]) -> Sent:
+    """Write a package's file and, in one transaction with `also`, the record of it and of who is given what."""
+    header = package.header
+    path = party.home / "packages" / f"{header.id}.p7m"
+    _write_partial(path, package.data)
+    detail = {"purpose": header.purpose.value, "id": header.id, "meters": len(package.meters)}
+    with party.store.begin("package-send", header.recipient.name, detail) as tx:
+        also(tx)
+        packages.add(tx, _record(package))
+        holders.add_many(tx, holders_of(package, header.recipient.name))
+    path.with_name(path.name + PARTIAL).rename(path)
+    return Sent(header.id, header.purpose.value, header.recipient.name, path, len(package.meters))
+
+
+def _record(package: Package) -> PackageRecord:
+    header = package.header
+    return PackageRecord(
+        id=header.id,
+        direction=Direction.SENT,
+        purpose=header.purpose.value,
+        sequence=header.sequence,
+        peer=header.recipient.name,
+        created=header.created,
+        expires=header.expires,
+        sha256=package.sha256,
+        state=SENT,
+        meters=len(package.meters),
+    )
+
+
+def _write_partial(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with path.with_name(path.name + PARTIAL).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finish_files(party: Party) -> None:
+    """Rename package files whose record is committed, and remove those whose record never was."""
+    for partial in sorted((party.home / "packages").glob(f"*.p7m{PARTIAL}")):
+        path = partial.with_name(partial.name.removesuffix(PARTIAL))
+        with party.store.read() as tx:
+            known = packages.get(tx, path.stem)
+        if known is not None and known.sha256 == hashlib.sha256(partial.read_bytes()).digest():
+            partial.rename(path)
+        else:
+            partial.unlink()
+
+
+def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None) -> Sent:
+    """Export meters by name, or those of an order, to a registered party.
+
+    Each is given with its newest generation in force; RefusedError names each meter whose keys are in doubt or missing.
+    """
+    try:
+        kind = Purpose(purpose)
+    except ValueError as error:
+        known = ", ".join(item.value for item in Purpose)
+        raise InputError(f"unknown purpose {purpose!r}", hint=f"use one of {known}") from error
+    content, reasons = [], []
+    with party.store.read() as tx:
+        for meter in _selected(tx, names, order):
+            item = _exportable(tx, meter)
+            if isinstance(item, str):
+                reasons.append(item)
+            else:
+                content.append(outgoing(meter, *item))
+    if reasons:
+        raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
+    if not content:
+        raise InputError("no meter is selected", hint="name meters, or an order with --order")
+    return send(party, kind, to, content)
+
+
+def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> list[Meter]:
+    found = [meters.find(tx, name) for name in names]
+    after = b""
+    while order is not None and (page := meters.listing(tx, after=after, order=order)):
+        found += page
+        after = page[-1].system_title
+    return found
+
+
+def _exportable(tx: Transaction, meter: Meter) -> tuple[KeySet, KeyState] | str:
+    if renewals.unfinished(tx, meter.system_title):
+        return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
+    held = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.ACTIVE]
+    fresh = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.PRE_ACTIVE]
+    if not held and not fresh:
+        return f"meter {meter.title}: there are no keys in force"
+    return (held or fresh)[-1]
+
+
+def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[PackageRecord, bool]:
+    """Check a recipient's receipt and keep it; the package's record, and whether the receipt was kept before.
+
+    `expected` is the id of the package it must be for, where the caller knows.
+
+    A factory's key sets are then due for destruction after the retention time. Raises InputError, IntegrityError or
+    RefusedError with every reason; nothing is changed then.
+    """
+    named = open_receipt(data)[0].package
+    with party.store.read() as tx:
+        package = packages.get(tx, named)
+        if package is None or package.direction is not Direction.SENT or expected not in ("", named):
+            raise RefusedError(f"the receipt is for package {named}, which was not sent from here")
+        pinned = pinned_signer(tx, package.peer)
+    receipt = check_receipt(data, package.id, package.sha256, trust_of(party), pinned, utc_now())
+    if package.receipt == data:
+        return package, True
+    state = ACCEPTED if receipt.accepted else REFUSED
+    with party.store.begin("package-receipt", package.peer, {"id": package.id, "result": state}) as tx:
+        packages.set_receipt(tx, package.id, data, state)
+        if receipt.accepted and party.settings.party.role == "factory":
+            _retain(party, tx, package)
+        kept = packages.get(tx, package.id)
+    return kept or package, False
+
+
+def _retain(party: Party, tx: Transaction, package: PackageRecord) -> None:
+    due = utc_now() + timedelta(days=party.settings.policy.retention_days)
+    if package.purpose != Purpose.DELIVERY.value:
+        return
+    refs: set[KeySetRef] = {item.ref for item in holders.for_party(tx, package.peer) if item.package_id == package.id}
+    for ref in sorted(refs):
+        key_sets.set_destroy_after(tx, ref, due)

@@ -1,0 +1,58 @@
+"""Step 2: a provisioned meter's keys are written into it over DLMS and proved before it ships.
+
+The meter comes with its model's initial keys. GUEK and GAK go under its initial master key, and a new association
+verifies them; then the new master key under the old one; then the new GBEK, unused till then, under the new master key,
+which proves that one. At last the initial keys must be refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hsmkm.errors import RefusedError
+from hsmkm.steps.communicate import Conversation, conversation, find_meter, initial_key_set
+from hsmkm.steps.party import Party
+from hsmkm.steps.renew import ALL_KEYS, Outcome, Work, begin_counter, carry_out, refuse_unfinished, start, with_probe
+from hsmkm.store import key_sets, key_states, meters
+from hsmkm.store.key_set import KeySet, KeyState
+from hsmkm.store.meter import Meter
+
+
+def inject(party: Party, name: str, address: str) -> Outcome:
+    """Inject one provisioned meter; where its state is unknown afterwards, `resolve` finishes it.
+
+    A meter that was injected before is left as it is.
+    """
+    meter = _at(party, find_meter(party, name), address)
+    with conversation(party, meter) as speaking:
+        refuse_unfinished(speaking)
+        newest = _newest(speaking)
+        if newest[1] is KeyState.ACTIVE:
+            return Outcome(meter.title, "active", newest[0].ref.generation, "the meter was injected before")
+        roles = with_probe(speaking.model, ALL_KEYS)
+        current, fresh = initial_key_set(party, meter, speaking.model), newest[0]
+        with party.store.begin("inject-prepare", meter.title, {"generation": fresh.ref.generation}) as tx:
+            begin_counter(tx, speaking, current, fresh)
+            renewal = start(tx, speaking, current, fresh, roles)
+        (outcome,) = carry_out(party, [Work(speaking, renewal, current, fresh)], prove_refusal=True)
+        return outcome
+
+
+def _at(party: Party, meter: Meter, address: str) -> Meter:
+    if not address or address == meter.address:
+        return meter
+    moved = replace(meter, address=address)
+    with party.store.begin("meter-address", meter.title, {"address": address}) as tx:
+        meters.update(tx, moved)
+    return moved
+
+
+def _newest(speaking: Conversation) -> tuple[KeySet, KeyState]:
+    """Give the newest generation with its state; RefusedError where the meter was never provisioned or is spent."""
+    meter, client = speaking.meter, speaking.model.addressing.client_sap
+    with speaking.party.store.read() as tx:
+        found = key_sets.newest(tx, meter.system_title, 0, client)
+        state = key_states.state(tx, found.ref) if found else None
+    if found is None or state not in (KeyState.PRE_ACTIVE, KeyState.ACTIVE):
+        raise RefusedError(f"meter {meter.title} has no keys to inject", hint="provision it with an order first")
+    return found, state

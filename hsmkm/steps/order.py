@@ -1,0 +1,229 @@
+"""Production orders: a CSV file that names meters to be made, read strictly and with every fault at once.
+
+Columns, by their header: `system_title` (16 hex digits), or `flag` (FLAG id) and `serial` (a number below 2^40, which
+becomes the last 5 octets); `model`; `suite`. A serial number may also stand beside a system title. Orders are UTF-8,
+with comma, semicolon or tab as separator.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmkm.config import FLAG_ID, MeterModel
+from hsmkm.dlms.types import SystemTitle
+from hsmkm.errors import Fault, InputError
+
+COLUMNS = ("system_title", "flag", "serial", "model", "suite")
+MAX_ORDER_OCTETS = 64 * 1024 * 1024
+MAX_SERIAL = 2**40 - 1
+MAX_SERIAL_TEXT = 32
+_SPREADSHEET = re.compile(r"[0-9][.,]?[0-9]*[eE]\+?[0-9]+|[0-9]+[.,]0+|[0-9]{1,3}([ .,'\u00a0][0-9]{3})+")
+_HEX_TITLE = re.compile(r"[0-9A-Fa-f]{16}")
+_MANGLED = "was changed by a spreadsheet: format the column as text and export again"
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedMeter:
+    """One row: a meter to be made. `serial` is the text of the order, or the title's last 5 octets as a number."""
+
+    line: int
+    system_title: SystemTitle
+    serial: str
+    model: str
+    suite: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProductionOrder:
+    """An order file that holds no fault. `digest` is the SHA-256 of its octets and tells one order from another."""
+
+    name: str
+    digest: bytes
+    meters: tuple[OrderedMeter, ...]
+
+
+class _OrderReader:
+    def __init__(self, source: str, model_of: Callable[[str], MeterModel]) -> None:
+        self.source = source
+        self.model_of = model_of
+        self.faults: list[Fault] = []
+        self.columns: dict[str, int] = {}
+        self.models: dict[str, MeterModel | None] = {}
+        self.seen: dict[SystemTitle, int] = {}
+
+    def fault(self, line: int, column: str, text: str) -> None:
+        """Note a fault; its column counts from 1 in the order of the file's header."""
+        self.faults.append(Fault(self.source, line, self.columns.get(column, -1) + 1, f"{column}: {text}"))
+
+    def header(self, row: list[str]) -> bool:
+        """Take the header row; False where the rows below cannot be read by it."""
+        names = [cell.strip().lower() for cell in row]
+        self.columns = {name: place for place, name in enumerate(names)}
+        before = len(self.faults)
+        for place, name in enumerate(names, 1):
+            if name not in COLUMNS:
+                self.faults.append(Fault(self.source, 1, place, f"unknown column {name!r}"))
+            elif names.index(name) != place - 1:
+                self.faults.append(Fault(self.source, 1, place, f"column {name!r} stands twice"))
+        if not {"model", "suite"} <= set(names):
+            self.faults.append(Fault(self.source, 1, 0, "the header must name the columns model and suite"))
+        if "system_title" not in names and not {"flag", "serial"} <= set(names):
+            self.faults.append(Fault(self.source, 1, 0, "the header must name system_title, or flag and serial"))
+        return len(self.faults) == before
+
+    def row(self, line: int, cells: list[str]) -> OrderedMeter | None:
+        """Read one row; None where it has a fault."""
+        if len(cells) != len(self.columns):
+            self.faults.append(Fault(self.source, line, 0, f"{len(cells)} cells where {len(self.columns)} are named"))
+            return None
+        before = len(self.faults)
+        values = {name: cells[place].strip() for name, place in self.columns.items()}
+        title = self.title(line, values)
+        suite = self.suite(line, values["suite"])
+        self.model(line, values["model"], title, suite)
+        if title is not None and title in self.seen:
+            self.fault(line, self.title_column(values), f"{title} stands on line {self.seen[title]} already")
+        if len(self.faults) > before or title is None or suite is None:
+            return None
+        self.seen[title] = line
+        serial = values.get("serial") or str(int.from_bytes(title.octets[3:], "big"))
+        return OrderedMeter(line, title, serial, values["model"], suite)
+
+    @staticmethod
+    def title_column(values: dict[str, str]) -> str:
+        """Tell which column the title was read from."""
+        return "system_title" if values.get("system_title") else "serial"
+
+    def title(self, line: int, values: dict[str, str]) -> SystemTitle | None:
+        """Read the system title, or make it from FLAG id and serial number."""
+        text, serial = values.get("system_title", ""), values.get("serial", "")
+        if len(serial) > MAX_SERIAL_TEXT or not serial.isprintable():
+            self.fault(line, "serial", f"must be at most {MAX_SERIAL_TEXT} printable characters")
+            return None
+        if not text:
+            return self.title_from_serial(line, values.get("flag", ""), serial)
+        if _SPREADSHEET.fullmatch(text) and not _HEX_TITLE.fullmatch(text):
+            self.fault(line, "system_title", f"{text!r} {_MANGLED}")
+        elif not _HEX_TITLE.fullmatch(text):
+            self.fault(line, "system_title", f"{text[:40]!r} is not 16 hex digits")
+        elif not FLAG_ID.fullmatch(bytes.fromhex(text)[:3].decode("latin-1")):
+            self.fault(line, "system_title", f"{text} does not begin with a FLAG id (three capital letters in ASCII)")
+        else:
+            title = SystemTitle(bytes.fromhex(text))
+            if values.get("flag") and values["flag"] != title.flag:
+                self.fault(line, "flag", f"{values['flag']!r} is not the FLAG id of {text}, {title.flag}")
+            return title
+        return None
+
+    def title_from_serial(self, line: int, flag: str, serial: str) -> SystemTitle | None:
+        """Make a system title: FLAG id, then the serial number as 5 octets, big endian."""
+        before = len(self.faults)
+        if not FLAG_ID.fullmatch(flag):
+            self.fault(line, "flag", f"{flag[:40]!r} is not a FLAG id of three capital letters")
+        if not serial:
+            self.fault(line, "serial", "is empty, and so is system_title")
+        elif _SPREADSHEET.fullmatch(serial):
+            self.fault(line, "serial", f"{serial!r} {_MANGLED}")
+        elif not re.fullmatch(r"[0-9]+", serial):
+            self.fault(line, "serial", f"{serial!r} is not a number: give system_title instead")
+        elif int(serial) > MAX_SERIAL:
+            self.fault(line, "serial", f"{serial} is above {MAX_SERIAL}: give system_title instead")
+        return SystemTitle.from_serial(flag, int(serial)) if len(self.faults) == before else None
+
+    def suite(self, line: int, text: str) -> int | None:
+        """Read the security suite."""
+        if text in ("0", "1", "2"):
+            return int(text)
+        self.fault(line, "suite", f"{text[:40]!r} is not a security suite: 0, 1 or 2")
+        return None
+
+    def model(self, line: int, name: str, title: SystemTitle | None, suite: int | None) -> None:
+        """Check that the model is known, and made with this suite and FLAG id."""
+        if name not in self.models:
+            try:
+                self.models[name] = self.model_of(name)
+            except InputError as error:
+                self.models[name] = None
+                self.fault(line, "model", f"{error.message}: {error.hint}")
+                return
+        model = self.models[name]
+        if model is None:
+            self.fault(line, "model", f"unknown meter model {name!r}")
+            return
+        if suite is not None and suite not in model.suites:
+            self.fault(line, "suite", f"model {name} has no security suite {suite}")
+        if title is not None and title.flag not in model.flags:
+            self.fault(
+                line,
+                self.title_column({"system_title": str(title)} if "system_title" in self.columns else {}),
+                f"FLAG id {title.flag} is not one of model {name}",
+            )
+
+
+def _text(source: str, octets: bytes) -> str:
+    try:
+        text = octets.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = octets[: error.start].count(b"\n") + 1
+        column = error.start - (octets.rfind(b"\n", 0, error.start) + 1) + 1
+        fault = Fault(source, line, column, "not UTF-8: export the order as CSV UTF-8")
+        raise InputError(f"order {source} has a wrong encoding", [fault]) from error
+    if "\0" in text:
+        fault = Fault(source, text[: text.index("\0")].count("\n") + 1, 0, "holds NUL: export the order as CSV UTF-8")
+        raise InputError(f"order {source} has a wrong encoding", [fault])
+    return text
+
+
+def _rows(source: str, text: str) -> Iterator[tuple[int, list[str]]]:
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"order {source} is not CSV", [Fault(source, line, 0, str(error))]) from error
+        if any(cell.strip() for cell in row):
+            yield line, row
+
+
+def read_order(path: Path, model_of: Callable[[str], MeterModel]) -> ProductionOrder:
+    """Read a production order; InputError lists every fault of the file with its line and column."""
+    try:
+        size = path.stat().st_size
+        octets = path.read_bytes() if size <= MAX_ORDER_OCTETS else b""
+    except OSError as error:
+        raise InputError(f"cannot read order {path}: {error.strerror}", hint="give the path of a CSV file") from error
+    if size > MAX_ORDER_OCTETS:
+        raise InputError(f"order {path} is above {MAX_ORDER_OCTETS} octets", hint="split it into several orders")
+    return parse_order(path.name, octets, model_of)
+
+
+def parse_order(name: str, octets: bytes, model_of: Callable[[str], MeterModel]) -> ProductionOrder:
+    """Read the octets of a production order, named for its faults by `name`."""
+    reader = _OrderReader(name, model_of)
+    rows = _rows(name, _text(name, octets))
+    first = next(rows, None)
+    meters: list[OrderedMeter] = []
+    if first is None:
+        reader.faults.append(Fault(name, 1, 0, "the order is empty"))
+    elif reader.header(first[1]):
+        meters = [meter for line, cells in rows if (meter := reader.row(line, cells)) is not None]
+        if not meters and not reader.faults:
+            reader.faults.append(Fault(name, 1, 0, "the order names no meter"))
+    if reader.faults:
+        raise InputError(
+            f"order {name} has {len(reader.faults)} fault(s), nothing was provisioned",
+            sorted(reader.faults),
+            "correct the cells named above and give the order again",
+        )
+    return ProductionOrder(name, hashlib.sha256(octets).digest(), tuple(meters))

@@ -1,0 +1,170 @@
+"""Step 4: a package is verified whole, its keys unwrapped into our token, and taken in one transaction; then receipted.
+
+What is refused changes nothing. A package that was taken before is answered with its first receipt. The receipt is
+signed after the package is recorded, so that nothing is acknowledged that is not durable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.packages.content import Peer, Purpose
+from hsmkm.packages.receipt import receipt_for, sign_receipt
+from hsmkm.packages.receive import (
+    Opened,
+    PackageRefusedError,
+    Received,
+    Receiver,
+    inspect_package,
+    open_package,
+)
+from hsmkm.packages.registry import StoreRegistry, store_opened
+from hsmkm.pki.certificates import replace_file
+from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.deliver import signatory
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.store import key_sets, key_states, meters, packages
+from hsmkm.store.key_set import KeySetRef, KeyState
+from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.store.store import Transaction
+
+TAKEN = "taken"
+RECEIPTED = "receipted"
+MAX_PACKAGE = 128 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A package that is in our store, with its receipt."""
+
+    id: str
+    purpose: str
+    sender: str
+    meters: int
+    receipt: bytes
+    path: Path
+    replayed: bool
+
+
+def read_package(path: Path) -> bytes:
+    """Read a package file; InputError where it is missing or too large."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_PACKAGE:
+            raise InputError(f"{path} is above {MAX_PACKAGE} octets", hint="a package has at most 10,000 meters")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read package {path}: {error.strerror}") from error
+
+
+def receive_file(party: Party, path: Path) -> Taken:
+    """Take a package from a file."""
+    return receive(party, read_package(path))
+
+
+def receive(party: Party, data: bytes) -> Taken:
+    """Take a package whole or not at all, and give its receipt; a replay gives the first receipt again.
+
+    Raises InputError, IntegrityError, or PackageRefusedError with every reason.
+    """
+    inspected = inspect_package(data)
+    with party.store.read() as tx:
+        known = packages.get(tx, inspected.content.header.id)
+    if known is not None and known.direction is Direction.RECEIVED and known.sha256 == inspected.sha256:
+        return _receipted(party, known, data)
+    with party.store.read() as tx:
+        opened = open_package(party.vault, StoreRegistry(tx), _receiver(party), data, utc_now())
+    record = _take(party, opened)
+    return replace(_receipted(party, record, data), replayed=False)
+
+
+def receive_or_refuse(party: Party, data: bytes) -> bytes:
+    """Take a package and give its receipt; one that is refused for good gets a signed receipt that says why.
+
+    Raises InputError and IntegrityError for octets that were damaged on their way: the sender's own are still good.
+    """
+    try:
+        return receive(party, data).receipt
+    except PackageRefusedError as error:
+        if not error.package:
+            raise
+        reasons = error.reasons
+    sender, now = signatory(party), utc_now()
+    receipt = receipt_for(inspect_package(data).content.header.id, data, reasons, now)
+    with party.store.begin("package-refuse", receipt.package, {"reasons": list(receipt.reasons)}):
+        pass
+    return sign_receipt(receipt, sender.signer, sender.certificate, sender.chain, now)
+
+
+def _receiver(party: Party) -> Receiver:
+    settings = party.settings.party
+    peer = Peer(settings.name, settings.role, bytes.fromhex(settings.system_title))
+    return Receiver(peer, own_chain(party, "key-agreement")[0], trust_of(party))
+
+
+def _take(party: Party, opened: Opened) -> PackageRecord:
+    header = opened.header
+    record = PackageRecord(
+        id=header.id,
+        direction=Direction.RECEIVED,
+        purpose=header.purpose.value,
+        sequence=header.sequence,
+        peer=opened.sender,
+        created=header.created,
+        expires=header.expires,
+        sha256=opened.sha256,
+        state=TAKEN,
+        meters=len(opened.meters),
+    )
+    detail = {"purpose": header.purpose.value, "id": header.id, "meters": len(opened.meters)}
+    with party.store.begin("package-take", opened.sender, detail) as tx:
+        packages.add(tx, record)
+        store_opened(tx, opened)
+        for item in opened.meters:
+            _follow(tx, item, header.purpose)
+    return record
+
+
+def _follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
+    """Take a meter's new address from its AIM, and put the generation in force that the package says is."""
+    entry = item.entry
+    known = meters.require(tx, entry.system_title)
+    if entry.address and entry.address != known.address and purpose is Purpose.DISTRIBUTION:
+        meters.update(tx, replace(known, address=entry.address))
+    if entry.state == KeyState.ACTIVE.value and (item.key_set is not None or purpose is Purpose.ACTIVATION):
+        _put_in_force(tx, KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation))
+
+
+def _put_in_force(tx: Transaction, ref: KeySetRef) -> None:
+    if key_states.state(tx, ref) is not KeyState.ACTIVE:
+        key_states.transition(tx, ref, KeyState.ACTIVE)
+    for generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client):
+        other = replace(ref, generation=generation)
+        if generation < ref.generation and key_states.state(tx, other) is KeyState.ACTIVE:
+            key_states.transition(tx, other, KeyState.DEACTIVATED)
+
+
+def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:
+    """Give the kept receipt, or sign it now that the package is durable."""
+    receipt = record.receipt
+    if receipt is None:
+        sender, now = signatory(party), utc_now()
+        made = receipt_for(record.id, data, (), now)
+        receipt = sign_receipt(made, sender.signer, sender.certificate, sender.chain, now)
+        with party.store.begin("package-receipted", record.peer, {"id": record.id}) as tx:
+            packages.set_receipt(tx, record.id, receipt, RECEIPTED)
+    path = party.home / "receipts" / f"{record.id}.p7m"
+    if not path.is_file():
+        replace_file(path, receipt)
+    return Taken(record.id, record.purpose, record.peer, record.meters, receipt, path, replayed=True)
+
+
+def receipt_of(party: Party, package_id: str) -> Taken:
+    """Give the receipt of a package that was taken; RefusedError where none was."""
+    with party.store.read() as tx:
+        record = packages.get(tx, package_id)
+    if record is None or record.receipt is None or record.direction is not Direction.RECEIVED:
+        raise RefusedError(f"no package {package_id} was taken here", hint="see: hsmkm package list")
+    return _receipted(party, record, b"")

@@ -1,0 +1,85 @@
+"""Step 5: a meter is given to its concentrator, spoken to through it, and renewed in the same run.
+
+address and concentrator recorded -> distribution (keys for a client, none for a relay) -> receipt
+-> association through the concentrator -> renewal of the global keys (step 6) -> their distribution -> receipt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from hsmkm.errors import RefusedError
+from hsmkm.steps.communicate import Conversation, Pair, associated, conversation, find_meter, split_address
+from hsmkm.steps.distribute import Given, await_receipts, distribute
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, Outcome, failing, renew
+from hsmkm.store import key_sets, key_states, meters, parties
+from hsmkm.store.key_set import KeySet, KeyState
+from hsmkm.store.meter import Meter
+
+
+def register(party: Party, places: Sequence[tuple[str, str]], concentrator: str, wait: int) -> list[Outcome]:
+    """Register meters, each (name, address), behind a concentrator and renew their global keys.
+
+    `wait` is how many seconds the concentrator has for each receipt. May be given again after a failure: what is done
+    stays done. A meter that fails has its error in its outcome, and the others go on.
+    """
+    outcomes: list[Outcome] = []
+    registered: list[str] = []
+    for start in range(0, len(places), SLICE):
+        with ExitStack() as held:
+            given: list[Given] = []
+            for name, address in places[start : start + SLICE]:
+                with failing(outcomes, name):
+                    meter = _behind(party, find_meter(party, name), concentrator, address)
+                    speaking = held.enter_context(conversation(party, meter))
+                    given.append((speaking, held_key_set(speaking)))
+            await_receipts(party, distribute(party, given, KeyState.ACTIVE), wait)
+            for speaking, key_set in given:
+                with failing(outcomes, speaking.meter.title):
+                    _speak(speaking, key_set)
+                    registered.append(speaking.meter.title)
+    return outcomes + renew(party, registered, GLOBAL_KEYS, wait=wait)
+
+
+def held_key_set(speaking: Conversation) -> KeySet:
+    """Give the generation in force, or the one that came with the meter and was never used from here."""
+    client = speaking.model.addressing.client_sap
+    with speaking.party.store.read() as tx:
+        found = key_sets.active(tx, speaking.meter.system_title, 0, client)
+        found = found or key_sets.newest(tx, speaking.meter.system_title, 0, client)
+    if found is None:
+        raise RefusedError(
+            f"there are no keys of meter {speaking.meter.title}", hint="import its delivery package first"
+        )
+    return found
+
+
+def _speak(speaking: Conversation, key_set: KeySet) -> None:
+    """Associate through the concentrator: the keys are proved, and the meter is registered."""
+    party, meter = speaking.party, speaking.meter
+    with associated(speaking, Pair.of(key_set)):
+        pass
+    with party.store.begin("meter-registered", meter.title, {"concentrator": meter.concentrator}) as tx:
+        if key_states.state(tx, key_set.ref) is KeyState.PRE_ACTIVE:
+            key_states.transition(tx, key_set.ref, KeyState.ACTIVE)
+        meters.update(tx, replace(meters.require(tx, meter.system_title), registered=utc_now()))
+
+
+def _behind(party: Party, meter: Meter, concentrator: str, address: str) -> Meter:
+    split_address(address, f"meter {meter.title}")
+    with party.store.read() as tx:
+        through = parties.require(tx, concentrator)
+    if through.role != "concentrator" or not through.address:
+        raise RefusedError(
+            f"party {concentrator} is no concentrator with an address",
+            hint="hsmkm party add --role concentrator --address",
+        )
+    moved = replace(meter, concentrator=concentrator, address=address)
+    if moved != meter:
+        detail = {"concentrator": concentrator, "address": address}
+        with party.store.begin("meter-register", meter.title, detail) as tx:
+            meters.update(tx, moved)
+    return moved

@@ -1,0 +1,436 @@
+"""Step 6: new keys into a meter, one stage after the other, each durable before the meter can hold it.
+
+A renewal leads from the generation in force (`current`) to a new one (`fresh`). Its stages are the key transfers of
+the meter's model: the global keys in one array or key by key, under the current master key; the master key alone, once
+GUEK and GAK are verified; and then the fresh GBEK, unused till then, under the fresh master key, which proves that one.
+
+| state        | what is true                                   | what comes next                                |
+|--------------|------------------------------------------------|------------------------------------------------|
+| prepared     | fresh generation committed, nothing sent       | sent; abandoned if no association comes about  |
+| sent         | committed before the first octet of a transfer | acknowledged; unknown on any other answer      |
+| acknowledged | the meter said yes                             | verified; sent (the next stage); unknown       |
+| verified     | a new association, or the probe, proved it     | sent (the next stage); active                  |
+| active       | fresh in force, current deactivated            | -                                              |
+| unknown      | what the meter holds is not known              | `resolve`: verified, or abandoned and recorded |
+| abandoned    | what the meter holds is recorded               | a new renewal, with fresh keys                 |
+
+A GUEK that was sent is never sent again: a meter that resets its counter on a key transfer would then accept recorded
+traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from hsmkm.config import MeterModel
+from hsmkm.dlms import security_setup
+from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.security_setup import KeyTransfer
+from hsmkm.dlms.types import KeyId, LogicalName, MethodRef
+from hsmkm.errors import (
+    HsmkmError,
+    InputError,
+    IntegrityError,
+    PartlyDoneError,
+    ProtocolError,
+    RefusedError,
+    TransportError,
+)
+from hsmkm.link.client import Client, MeterRefusedError
+from hsmkm.steps.communicate import (
+    Conversation,
+    Pair,
+    associated,
+    conversation,
+    find_meter,
+    initial_key_set,
+    open_key,
+    read_public_counter,
+)
+from hsmkm.steps.distribute import activate, announce
+from hsmkm.steps.party import Party
+from hsmkm.store import counters, intents, key_sets, key_states, renewals
+from hsmkm.store.key_set import IDENTITY_OCTETS
+from hsmkm.store.key_sets import KeySet, StoredKey
+from hsmkm.store.key_states import KeyState
+from hsmkm.store.renewals import Renewal, RenewalState
+from hsmkm.store.store import Transaction
+from hsmkm.token.types import KeyRole, Use
+
+KEY_IDS = {
+    KeyRole.GUEK: KeyId.GUEK,
+    KeyRole.GBEK: KeyId.GBEK,
+    KeyRole.GAK: KeyId.GAK,
+    KeyRole.MASTER: KeyId.MASTER,
+}
+GLOBAL_KEYS = (KeyRole.GUEK, KeyRole.GAK, KeyRole.GBEK)
+ALL_KEYS = (*GLOBAL_KEYS, KeyRole.MASTER)
+RECEIPT_SECONDS = 60
+SLICE = 100
+"""Meters whose keys travel to their concentrator in one package, and whose leases are held together."""
+
+
+class StillAcceptedError(IntegrityError):
+    """A meter associates under keys that it said it had replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One key_transfer: the keys it carries, and whether the fresh master key wraps them."""
+
+    roles: tuple[KeyRole, ...]
+    under_fresh: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in the store: roles with plus signs between, `probe` for the GBEK under the fresh master key."""
+        return "probe" if self.under_fresh else "+".join(role.value for role in self.roles)
+
+    @property
+    def proved_by_association(self) -> bool:
+        """Tell whether a new association shows that the meter took the keys."""
+        return KeyRole.GUEK in self.roles or KeyRole.GAK in self.roles
+
+    def pair_after(self, pair: Pair, fresh: KeySet) -> Pair:
+        """Give the pair in force when the meter took this stage's keys."""
+        return Pair(
+            fresh if KeyRole.GUEK in self.roles else pair.guek, fresh if KeyRole.GAK in self.roles else pair.gak
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a piece of work on one meter ended."""
+
+    system_title: str
+    state: str
+    generation: int
+    detail: str
+    error: HsmkmError | None = None
+
+
+def plan(model: MeterModel, roles: tuple[KeyRole, ...]) -> tuple[Stage, ...]:
+    """Order the key transfers that a renewal of these keys takes."""
+    with_master = KeyRole.MASTER in roles
+    first = [KeyRole(name) for name in model.key_transfer.order if KeyRole(name) in roles]
+    if with_master:
+        first = [role for role in first if role is not KeyRole.GBEK]
+    groups = [tuple(first)] if model.key_transfer.array else [(role,) for role in first]
+    stages = [Stage(group) for group in groups if group]
+    if with_master:
+        stages += [Stage((KeyRole.MASTER,)), Stage((KeyRole.GBEK,), under_fresh=True)]
+    return tuple(stages)
+
+
+def with_probe(model: MeterModel, roles: tuple[KeyRole, ...]) -> tuple[KeyRole, ...]:
+    """Add the GBEK that proves a new master key; RefusedError where the model cannot change its master key."""
+    if KeyRole.MASTER not in roles:
+        return roles
+    if not model.key_transfer.master_changeable:
+        raise RefusedError(
+            f"model {model.name} cannot change its master key over DLMS", hint="leave the master key out of the renewal"
+        )
+    return tuple(dict.fromkeys((*roles, KeyRole.GBEK)))
+
+
+@dataclass(slots=True)
+class Work:
+    """A renewal under way: the conversation, both generations and the stages."""
+
+    speaking: Conversation
+    renewal: Renewal
+    current: KeySet
+    fresh: KeySet
+
+    @property
+    def party(self) -> Party:
+        """The party at work."""
+        return self.speaking.party
+
+    @property
+    def title(self) -> str:
+        """The meter's system title as text."""
+        return self.speaking.meter.system_title.hex().upper()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+        return plan(self.speaking.model, self.renewal.roles)
+
+    def advance(self, tx: Transaction, state: RenewalState, stage: str | None = None) -> None:
+        """Move the renewal on within a transaction."""
+        renewals.advance(tx, self.renewal.id, state, self.renewal.stage if stage is None else stage)
+        self.renewal = renewals.get(tx, self.renewal.id)
+
+
+def renew(
+    party: Party,
+    names: Sequence[str],
+    roles: tuple[KeyRole, ...],
+    *,
+    prove_refusal: bool = False,
+    wait: int = RECEIPT_SECONDS,
+) -> list[Outcome]:
+    """Renew keys of meters; one whose state is unknown afterwards is for `resolve` to finish.
+
+    `wait` is how many seconds a concentrator that holds keys has for each of its receipts. A meter that fails has its
+    error in its outcome, and the others go on.
+    """
+    outcomes: list[Outcome] = []
+    for start_at in range(0, len(names), SLICE):
+        with ExitStack() as held:
+            works = []
+            for name in names[start_at : start_at + SLICE]:
+                with failing(outcomes, name):
+                    works.append(_begin(party, held, name, roles))
+            outcomes += carry_out(party, works, prove_refusal=prove_refusal, wait=wait)
+    return outcomes
+
+
+@contextmanager
+def failing(outcomes: list[Outcome], name: str) -> Iterator[None]:
+    """Turn an error of one meter into its outcome."""
+    try:
+        yield
+    except (RefusedError, InputError, TransportError, ProtocolError, IntegrityError, PartlyDoneError) as error:
+        state = "unknown" if isinstance(error, PartlyDoneError) else "failed"
+        outcomes.append(Outcome(name, state, 0, error.message, error))
+
+
+def _begin(party: Party, held: ExitStack, name: str, roles: tuple[KeyRole, ...]) -> Work:
+    speaking = held.enter_context(conversation(party, find_meter(party, name)))
+    refuse_unfinished(speaking)
+    return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, roles))
+
+
+def refuse_unfinished(speaking: Conversation) -> None:
+    """Raise RefusedError where an earlier renewal of the meter did not end."""
+    title = speaking.meter.system_title
+    with speaking.party.store.read() as tx:
+        open_ones = renewals.unfinished(tx, title)
+    if open_ones:
+        text = title.hex().upper()
+        raise RefusedError(
+            f"renewal {open_ones[-1].id} of {text} is not finished: {open_ones[-1].state}",
+            hint=f"finish it with: hsmkm resolve {text}",
+        )
+
+
+def current_key_set(speaking: Conversation) -> KeySet:
+    """Give the generation in force: the active one, or the model's initial keys where none was ever active."""
+    client = speaking.model.addressing.client_sap
+    with speaking.party.store.read() as tx:
+        found = key_sets.active(tx, speaking.meter.system_title, 0, client)
+    return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
+
+
+def prepare(speaking: Conversation, current: KeySet, roles: tuple[KeyRole, ...]) -> Work:
+    """Make the fresh generation in the token and commit it, before anything is sent."""
+    party, vault = speaking.party, speaking.party.vault
+    made: dict[KeyRole, StoredKey] = {}
+    for role in roles:
+        with vault.generate(role, current.suite) as key:
+            made[role] = StoredKey(role, vault.random(IDENTITY_OCTETS), vault.seal(key).wrapped)
+    keys = {**carried(party, current, set(ALL_KEYS) - set(roles)), **made}
+    title = speaking.meter.system_title.hex().upper()
+    with party.store.begin("renewal-prepare", title, {"roles": [role.value for role in roles]}) as tx:
+        fresh = add_generation(tx, speaking, current, keys, KeyState.PRE_ACTIVE)
+        begin_counter(tx, speaking, current, fresh)
+        renewal = start(tx, speaking, current, fresh, roles)
+    return Work(speaking, renewal, current, fresh)
+
+
+def start(
+    tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet, roles: tuple[KeyRole, ...]
+) -> Renewal:
+    """Record a renewal from one generation to another as prepared."""
+    first = plan(speaking.model, roles)[0].name
+    return renewals.get(tx, renewals.create(tx, current.ref, fresh.ref.generation, roles, first))
+
+
+def carried(party: Party, source: KeySet, roles: set[KeyRole]) -> dict[KeyRole, StoredKey]:
+    """Copy keys into a new generation with their identities, sealed under the newest storage key."""
+    newest = party.vault.storage_key
+    found = {}
+    for role in sorted(role for role in roles if source.has(role)):
+        stored = source.key(role)
+        if source.storage_key != newest:
+            with open_key(party, source, role, Use.TRANSPORT) as key:
+                stored = replace(stored, wrapped=party.vault.seal(key).wrapped)
+        found[role] = stored
+    return found
+
+
+def add_generation(
+    tx: Transaction, speaking: Conversation, suite_of: KeySet, keys: Mapping[KeyRole, StoredKey], state: KeyState
+) -> KeySet:
+    """Store a new generation of the meter's keys, above every one held."""
+    meter = speaking.meter
+    client = speaking.model.addressing.client_sap
+    newest = key_sets.newest(tx, meter.system_title, 0, client)
+    made = KeySet(
+        ref=speaking.ref((newest.ref.generation if newest else 0) + 1),
+        suite=suite_of.suite,
+        storage_key=speaking.party.vault.storage_key,
+        state=state,
+        keys=tuple(keys[role] for role in sorted(keys)),
+        batch=tx.sequence,
+    )
+    made = key_sets.authenticate(speaking.party.vault, made, meter)
+    key_sets.add(tx, made)
+    return made
+
+
+def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet) -> None:
+    """Start the fresh GUEK's counter where the meter expects it: above the current one's, unless it restarts."""
+    old, new = current.key(KeyRole.GUEK), fresh.key(KeyRole.GUEK)
+    if old.identity == new.identity or speaking.model.counter.reset_on_key_change:
+        return
+    counter = counters.current(tx, old.identity, speaking.client_title)
+    if counter is not None:
+        counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=counter.next)
+
+
+def carry_out(
+    party: Party, works: Sequence[Work], *, prove_refusal: bool = False, wait: int = RECEIPT_SECONDS
+) -> list[Outcome]:
+    """Tell the concentrators, switch every meter, and tell the concentrators again."""
+    outcomes: list[Outcome] = []
+    try:
+        announce(party, [(work.speaking, work.fresh) for work in works], wait)
+    except (RefusedError, PartlyDoneError) as error:
+        for work in works:
+            with failing(outcomes, work.title):
+                _leave(work, error)
+        return outcomes
+    done: list[Work] = []
+    for work in works:
+        with failing(outcomes, work.title):
+            outcomes.append(_switch_meter(work, prove_refusal=prove_refusal))
+            done.append(work)
+    try:
+        activate(party, [(work.speaking, work.fresh) for work in done], wait)
+    except (RefusedError, PartlyDoneError) as error:
+        outcomes = [replace(item, error=error) if item.error is None else item for item in outcomes]
+    return outcomes
+
+
+def _switch_meter(work: Work, *, prove_refusal: bool) -> Outcome:
+    """Send every stage and prove it; a failure after the first octet leaves the renewal unknown."""
+    try:
+        _run_stages(work)
+        if prove_refusal:
+            prove_old_refused(work)
+    except (RefusedError, TransportError, ProtocolError, IntegrityError) as error:
+        _leave(work, error)
+    return complete(work)
+
+
+def _run_stages(work: Work) -> None:
+    pair = Pair.of(work.current)
+    last: Stage | None = None
+    for stage in work.stages:
+        with associated(work.speaking, pair) as client:
+            _confirm(work, last)
+            _send(work, client, stage)
+        pair, last = stage.pair_after(pair, work.fresh), stage
+    if last is not None and last.proved_by_association:
+        with associated(work.speaking, pair):
+            _confirm(work, last)
+    else:
+        with work.party.store.begin("renewal-verified", work.title, {"stage": work.renewal.stage}) as tx:
+            work.advance(tx, RenewalState.VERIFIED)
+
+
+def _confirm(work: Work, stage: Stage | None) -> None:
+    if stage is not None and stage.proved_by_association:
+        with work.party.store.begin("renewal-verified", work.title, {"stage": stage.name}) as tx:
+            work.advance(tx, RenewalState.VERIFIED)
+
+
+def _send(work: Work, client: Client, stage: Stage) -> None:
+    payload = transfer_payload(work.party, work.fresh, stage.roles, work.fresh if stage.under_fresh else work.current)
+    detail = {"stage": stage.name, "generation": work.fresh.ref.generation}
+    with work.party.store.begin("key-transfer", work.title, detail) as tx:
+        work.advance(tx, RenewalState.SENT, stage.name)
+        intent = intents.open(tx, work.speaking.meter.system_title, "key-transfer", detail)
+    client.action(key_transfer_method(work.speaking.model), payload)
+    with work.party.store.begin("key-transfer-outcome", work.title, {**detail, "outcome": "acknowledged"}) as tx:
+        work.advance(tx, RenewalState.ACKNOWLEDGED)
+        intents.outcome(tx, intent, "acknowledged")
+
+
+def key_transfer_method(model: MeterModel) -> MethodRef:
+    """Name key_transfer of the model's Security Setup object."""
+    name = LogicalName.parse(model.security_setup.logical_name)
+    return MethodRef(security_setup.CLASS_ID, name, security_setup.Method.KEY_TRANSFER)
+
+
+def transfer_payload(party: Party, fresh: KeySet, roles: tuple[KeyRole, ...], master_of: KeySet) -> Data:
+    """Wrap keys under a generation's master key, as key_transfer takes them."""
+    with open_key(party, master_of, KeyRole.MASTER, Use.IN_USE) as master:
+        wrapped = []
+        for role in roles:
+            with open_key(party, fresh, role, Use.TRANSPORT) as key:
+                wrapped.append(KeyTransfer(KEY_IDS[role], party.vault.wrap(master, key)))
+    return security_setup.encode_key_transfer(wrapped)
+
+
+def prove_old_refused(work: Work) -> None:
+    """Associate under the keys that are no longer in force: a meter that still accepts them did not change them."""
+    if work.current.key(KeyRole.GUEK) == work.fresh.key(KeyRole.GUEK):
+        return
+    try:
+        with associated(work.speaking, Pair.of(work.current)):
+            raise StillAcceptedError(f"meter {work.title} still accepts the old keys", hint="ask the meter's maker")
+    except MeterRefusedError:
+        pass
+    except TransportError:
+        meter_answers(work.speaking)
+    with work.party.store.begin("old-keys-refused", work.title, {"generation": work.current.ref.generation}):
+        pass
+
+
+def _leave(work: Work, error: HsmkmError) -> None:
+    """Record where a failed renewal stands, and raise."""
+    if work.renewal.state is RenewalState.PREPARED:
+        with work.party.store.begin("renewal-abandon", work.title, {"reason": error.message}) as tx:
+            work.advance(tx, RenewalState.ABANDONED)
+        raise error
+    with work.party.store.begin("renewal-unknown", work.title, {"reason": error.message}) as tx:
+        work.advance(tx, RenewalState.UNKNOWN)
+        close_intents(tx, work.speaking.meter.system_title)
+    raise PartlyDoneError(
+        f"the keys of meter {work.title} are in doubt after stage {work.renewal.stage}: {error.message}",
+        hint=f"nothing is lost; find out what the meter holds with: hsmkm resolve {work.title}",
+    ) from error
+
+
+def close_intents(tx: Transaction, system_title: bytes) -> None:
+    """Say of every intent that has no outcome that it is not known."""
+    for intent in intents.unfinished(tx, system_title):
+        intents.outcome(tx, intent.id, "unknown")
+
+
+def complete(work: Work) -> Outcome:
+    """Put the fresh generation in force, in one transaction."""
+    with work.party.store.begin("renewal-active", work.title, {"generation": work.fresh.ref.generation}) as tx:
+        switch(tx, work.current, work.fresh)
+        work.advance(tx, RenewalState.ACTIVE)
+    roles = ", ".join(role.value for role in work.renewal.roles)
+    return Outcome(work.title, "active", work.fresh.ref.generation, f"renewed and verified: {roles}")
+
+
+def switch(tx: Transaction, current: KeySet, fresh: KeySet) -> None:
+    """Activate a generation and deactivate the one before; generation 0 is the model's and keeps its state."""
+    if fresh.state is not KeyState.ACTIVE:
+        key_states.transition(tx, fresh.ref, KeyState.ACTIVE)
+    if current.ref.generation > 0 and current.ref != fresh.ref:
+        key_states.transition(tx, current.ref, KeyState.DEACTIVATED)
+
+
+def meter_answers(speaking: Conversation) -> None:
+    """Raise TransportError where the meter cannot be reached at all, before an attempt on its keys is spent."""
+    read_public_counter(speaking)

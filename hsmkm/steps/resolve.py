@@ -1,0 +1,240 @@
+"""Finds out what a meter holds after a renewal that did not end, records it, and goes on with fresh keys.
+
+GUEK and GAK are found by associating under each pair that can be true; which comes first depends on whether the meter
+acknowledged. The master key is found by transferring the fresh generation's own unused GBEK, wrapped under each
+candidate. Attempts are durable and limited for each meter and day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from hsmkm.errors import IntegrityError, PartlyDoneError, ProtocolError, TransportError
+from hsmkm.link.client import MeterRefusedError
+from hsmkm.steps.communicate import Conversation, Pair, associated, conversation, find_meter, initial_key_set
+from hsmkm.steps.distribute import activate
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.renew import (
+    ALL_KEYS,
+    RECEIPT_SECONDS,
+    Outcome,
+    Work,
+    add_generation,
+    carried,
+    carry_out,
+    close_intents,
+    complete,
+    key_transfer_method,
+    meter_answers,
+    prepare,
+    prove_old_refused,
+    switch,
+    transfer_payload,
+)
+from hsmkm.store import intents, key_sets, renewals
+from hsmkm.store.key_sets import KeySet
+from hsmkm.store.key_states import KeyState
+from hsmkm.store.renewals import Renewal, RenewalState
+from hsmkm.store.store import Transaction
+from hsmkm.token.types import KeyRole
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The generation that each key in the meter was found to come from."""
+
+    keys: Mapping[KeyRole, KeySet]
+
+    def is_wholly(self, key_set: KeySet) -> bool:
+        """Tell whether every key is this generation's, by identity."""
+        return all(source.key(role) == key_set.key(role) for role, source in self.keys.items())
+
+
+def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
+    """Finish what a renewal left open on one meter; PartlyDoneError while the meter does not tell.
+
+    With `go_on`, a renewal that did not wholly reach the meter is begun again with fresh keys.
+    """
+    meter = find_meter(party, name)
+    with conversation(party, meter) as speaking:
+        with party.store.read() as tx:
+            open_ones = renewals.unfinished(tx, meter.system_title)
+        title = meter.system_title.hex().upper()
+        if not open_ones:
+            return Outcome(title, "settled", 0, "no renewal of this meter is unfinished")
+        work = _work(speaking, open_ones[-1])
+        truth = _find_truth(work)
+        if truth.is_wholly(work.fresh):
+            outcome = _complete(work)
+            activate(party, [(speaking, work.fresh)], RECEIPT_SECONDS)
+            return outcome
+        settled = _record(work, truth)
+        if not go_on:
+            return Outcome(title, "abandoned", settled.ref.generation, "what the meter holds is recorded and in force")
+        again = prepare(speaking, settled, work.renewal.roles)
+        (outcome,) = carry_out(party, [again], prove_refusal=work.current.ref.generation == 0)
+        return outcome
+
+
+def unfinished(party: Party) -> list[str]:
+    """Name every meter whose renewal did not end, by system title."""
+    with party.store.read() as tx:
+        return sorted({item.system_title.hex().upper() for item in renewals.unfinished(tx, None)})
+
+
+def _work(speaking: Conversation, renewal: Renewal) -> Work:
+    with speaking.party.store.read() as tx:
+        current = (
+            key_sets.get(tx, speaking.ref(renewal.from_generation))
+            if renewal.from_generation
+            else initial_key_set(speaking.party, speaking.meter, speaking.model)
+        )
+        fresh = key_sets.get(tx, speaking.ref(renewal.to_generation))
+    return Work(speaking, renewal, current, fresh)
+
+
+def _find_truth(work: Work) -> Truth:
+    if work.renewal.state is RenewalState.PREPARED:
+        return Truth(dict.fromkeys(ALL_KEYS, work.current))
+    acknowledged = work.renewal.state in (RenewalState.ACKNOWLEDGED, RenewalState.VERIFIED)
+    if work.renewal.state is not RenewalState.UNKNOWN:
+        with work.party.store.begin("renewal-unknown", work.title, {"reason": "the work was broken off"}) as tx:
+            work.advance(tx, RenewalState.UNKNOWN)
+            close_intents(tx, work.speaking.meter.system_title)
+    meter_answers(work.speaking)
+    pair = _true_pair(work, acknowledged=acknowledged)
+    keys = {KeyRole.GUEK: pair.guek, KeyRole.GAK: pair.gak}
+    return Truth({**keys, **_true_others(work, pair)})
+
+
+def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
+    """Order the pairs that can be true: old first unless the meter acknowledged, the mixed ones last."""
+    reached = [stage.name for stage in work.stages].index(work.renewal.stage)
+    done = [role for stage in work.stages[: reached + 1] for role in stage.roles]
+    old, new = Pair.of(work.current), Pair.of(work.fresh)
+    pairs = [new, old] if acknowledged or reached > 0 else [old, new]
+    pairs += [Pair(work.fresh, work.current), Pair(work.current, work.fresh)]
+    return (
+        [
+            pair
+            for pair in pairs
+            if (KeyRole.GUEK in done or pair.guek is work.current) and (KeyRole.GAK in done or pair.gak is work.current)
+        ]
+        if {KeyRole.GUEK, KeyRole.GAK} & set(done)
+        else [old]
+    )
+
+
+def _true_pair(work: Work, *, acknowledged: bool) -> Pair:
+    for pair in candidates(work, acknowledged=acknowledged):
+        what = f"guek {pair.guek.ref.generation}, gak {pair.gak.ref.generation}"
+        _spend_attempt(work, what)
+        try:
+            with associated(work.speaking, pair):
+                return pair
+        except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
+            _note(work, what, error.message)
+    raise _in_doubt(work, "no pair of GUEK and GAK that can be true associates")
+
+
+def _true_others(work: Work, pair: Pair) -> dict[KeyRole, KeySet]:
+    """Find where master key and GBEK come from, given the GUEK and GAK in force."""
+    roles = work.renewal.roles
+    if KeyRole.MASTER in roles:
+        names = [stage.name for stage in work.stages]
+        if names.index(work.renewal.stage) < names.index("master"):
+            return {KeyRole.MASTER: work.current, KeyRole.GBEK: work.current}
+        return {KeyRole.MASTER: _true_master(work, pair), KeyRole.GBEK: work.fresh}
+    took_all = pair.guek is work.fresh or KeyRole.GUEK not in roles
+    took_all = took_all and (pair.gak is work.fresh or KeyRole.GAK not in roles)
+    gbek = work.fresh if KeyRole.GBEK in roles and took_all else work.current
+    return {KeyRole.MASTER: work.current, KeyRole.GBEK: gbek}
+
+
+def _true_master(work: Work, pair: Pair) -> KeySet:
+    """Transfer the fresh, unused GBEK wrapped under each candidate: the meter unwraps it with its master key only."""
+    for candidate in (work.fresh, work.current):
+        what = f"master {candidate.ref.generation}"
+        _spend_attempt(work, what)
+        if _probe(work, pair, candidate, what):
+            return candidate
+    raise _in_doubt(work, "no master key that can be true unwraps the probe")
+
+
+def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
+    payload = transfer_payload(work.party, work.fresh, (KeyRole.GBEK,), candidate)
+    title = work.speaking.meter.system_title
+    with work.party.store.begin("master-probe", work.title, {"candidate": what}) as tx:
+        intent = intents.open(tx, title, "master-probe", {"candidate": what})
+    try:
+        with associated(work.speaking, pair) as client:
+            client.action(key_transfer_method(work.speaking.model), payload)
+    except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
+        with work.party.store.begin("master-probe-outcome", work.title, {"outcome": error.message}) as tx:
+            intents.outcome(tx, intent, "refused")
+        _note(work, what, error.message)
+        return False
+    with work.party.store.begin("master-probe-outcome", work.title, {"outcome": "accepted"}) as tx:
+        intents.outcome(tx, intent, "accepted")
+    return True
+
+
+def _spend_attempt(work: Work, what: str) -> None:
+    """Count an attempt durably before it is made; PartlyDoneError at the day's limit."""
+    limit = work.party.settings.policy.attempts_per_day
+    title, now = work.speaking.meter.system_title, utc_now()
+    with work.party.store.begin("resolve-attempt", work.title, {"try": what}) as tx:
+        renewals.attempt(tx, work.renewal.id, {"try": what, "at": now.isoformat()})
+        if _attempts_since(tx, title, now - DAY) > limit:
+            raise PartlyDoneError(
+                f"meter {work.title} was tried {limit} times in 24 hours and is still in doubt",
+                hint="wait, or raise policy.attempts_per_day if the meter bears it",
+            )
+
+
+def _attempts_since(tx: Transaction, title: bytes, since: datetime) -> int:
+    return sum(
+        datetime.fromisoformat(str(note["at"])) >= since
+        for renewal in renewals.listing(tx, title)
+        for note in renewal.tried
+    )
+
+
+def _note(work: Work, what: str, reason: str) -> None:
+    with work.party.store.begin("resolve-refused", work.title, {"try": what, "reason": reason}):
+        pass
+
+
+def _in_doubt(work: Work, reason: str) -> PartlyDoneError:
+    return PartlyDoneError(
+        f"the keys of meter {work.title} stay in doubt: {reason}",
+        hint=f"see what was tried with: hsmkm meter show {work.title}; then hsmkm resolve {work.title} again",
+    )
+
+
+def _complete(work: Work) -> Outcome:
+    if work.current.ref.generation == 0:
+        prove_old_refused(work)
+    with work.party.store.begin("renewal-verified", work.title, {"stage": work.renewal.stage}) as tx:
+        work.advance(tx, RenewalState.VERIFIED)
+    return complete(work)
+
+
+def _record(work: Work, truth: Truth) -> KeySet:
+    """Record what the meter holds: the current generation, or a new one that gathers the keys found true."""
+    detail = {role.value: source.ref.generation for role, source in truth.keys.items()}
+    keys = {}
+    if not truth.is_wholly(work.current):
+        for role, source in truth.keys.items():
+            keys.update(carried(work.party, source, {role}))
+    with work.party.store.begin("renewal-abandon", work.title, detail) as tx:
+        work.advance(tx, RenewalState.ABANDONED)
+        if not keys:
+            return work.current
+        found = add_generation(tx, work.speaking, work.current, keys, KeyState.ACTIVE)
+        switch(tx, work.current, found)
+        return found

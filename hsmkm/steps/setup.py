@@ -1,0 +1,139 @@
+"""Makes a party's deployment: its home folder, its token with the long-lived keys, and its store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsmkm.config import SETTINGS_FILE, Settings, load_settings
+from hsmkm.errors import InputError, RefusedError
+from hsmkm.steps.party import token_settings
+from hsmkm.store.store import Store
+from hsmkm.token.doctor import Finding, examine
+from hsmkm.token.session import init_token, open_session
+from hsmkm.token.vault import Vault
+
+SIGNING_KEYS = ("digital-signature", "package-signing")
+_TEMPLATE = """\
+# One party's deployment. Every setting can also be given as HSMKM_<SECTION>_<KEY> in the environment.
+
+[party]
+name = "{name}"
+role = "{role}"
+system_title = "{system_title}"
+flags = [{flags}]
+
+[token]
+profile = "softhsm2"
+uri = ""                      # filled in by `hsmkm token init`, or the URI of a token that exists
+pin = "file:token/pin"        # env:NAME, file:PATH, fd:N, credential:NAME, command:..., prompt:
+so_pin = "file:token/so-pin"
+
+[store]
+url = "sqlite:store.db"
+
+[policy]
+kdf_on_host = true            # the key agreed for a package may pass through host memory once
+import_keys = true            # a model's initial keys may be imported in clear
+max_counter_jump = 1000000
+retention_days = 90
+package_days = 30
+attempts_per_day = 48
+
+[dlms]
+timeout_seconds = 10
+counter_block = 16
+"""
+_ROLE_SECTIONS = {
+    "utility": '\n[service]\nlisten = "127.0.0.1:8443"\n',
+    "concentrator": """
+[concentrator]
+aim = ""                      # the party name of the AIM that gives the packages
+aim_url = ""                  # https://host:port
+listen = "127.0.0.1:4059"     # where the head end connects
+kind = "relay"                # relay, or client (holds keys)
+poll_seconds = 5
+network_id = 0
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMade:
+    """What `hsmkm token init` made: the token's address, and the labels of its keys."""
+
+    uri: str
+    keys: tuple[str, ...]
+
+
+def write_home(home: Path, name: str, role: str, system_title: str, flags: tuple[str, ...]) -> Settings:
+    """Make a home folder (mode 0700) with its settings; RefusedError where one exists, InputError for bad values."""
+    path = home / SETTINGS_FILE
+    if path.exists():
+        raise RefusedError(f"{path} exists", hint="choose another folder with --home, or edit the file")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
+        raise InputError(f"{name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    quoted = ", ".join(f'"{flag}"' for flag in flags)
+    text = _TEMPLATE.format(name=name, role=role, system_title=system_title, flags=quoted)
+    path.write_text(text + _ROLE_SECTIONS.get(role, ""), encoding="utf-8")
+    try:
+        return load_settings(home)
+    except InputError:
+        path.unlink()
+        raise
+
+
+@contextmanager
+def open_settings(home: Path) -> Iterator[Settings]:
+    """Give a worker the settings alone, before there is a token to log in to."""
+    yield load_settings(home)
+
+
+def make_token(settings: Settings, actor: str) -> TokenMade:
+    """Make the token where no URI is set, then its storage, integrity and EC keys, and the store; runs in a worker."""
+    if not settings.token.uri:
+        uri = init_token(token_settings(settings), settings.party.name)
+        set_in_file(settings.home / SETTINGS_FILE, "token", "uri", uri)
+        settings = load_settings(settings.home)
+    labels = () if settings.party.role == "authority" else SIGNING_KEYS
+    with open_session(token_settings(settings)) as session:
+        vault = Vault(session)
+        vault.create_keys()
+        for label in labels:
+            if not vault.has_ec_key(label):
+                vault.create_ec_key(label)
+        Store.create(settings.store_url)
+        made = TokenMade(settings.token.uri, ("storage:1", "gak-storage:1", "integrity:1", *labels))
+        with (
+            Store.open(settings.store_url, vault, actor) as store,
+            store.begin("token-init", settings.party.name, {"uri": made.uri, "keys": list(made.keys)}),
+        ):
+            pass
+    return made
+
+
+def examine_token(settings: Settings) -> list[Finding]:
+    """Try the token as `hsmkm token doctor` reports it; runs in a worker."""
+    return examine(token_settings(settings))
+
+
+def set_in_file(path: Path, section: str, key: str, value: str) -> None:
+    """Set one string of a settings file in its place, keeping the rest and the comments; replaces it atomically."""
+    current, done, lines = "", False, []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\s*\[([^\]]+)\]", line):
+            current = match[1].strip()
+        if current == section and re.match(rf"\s*{key}\s*=", line):
+            lines.append(f'{key} = "{value}"')
+            done = True
+        else:
+            lines.append(line)
+    if not done:
+        lines += [f"[{section}]", f'{key} = "{value}"']
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,169 @@
+"""A realm of parties for tests: an authority, a factory, its line equipment, a utility and two concentrators.
+
+Each is a real home folder with a SoftHSM token, a store, certificates of one PKI, and the others registered. It is
+built once for a test process and copied for each test, tokens included. `Realm.open` opens a party in this process, one
+at a time; `Realm.cli` runs the installed command as a user does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hsmkm.steps import certify, model
+from hsmkm.steps.party import Party, open_party
+from hsmkm.steps.register_party import PartyPlan, register_party
+from hsmkm.steps.setup import make_token, set_in_file, write_home
+
+ACTOR = "tester"
+HSMKM = Path(sys.executable).with_name("hsmkm")
+TITLES = {
+    "authority": "4155540000000001",
+    "factory": "4641430000000002",
+    "line": "4C494E0000000003",
+    "utility": "5554490000000004",
+    "concentrator": "434F4E0000000005",
+    "other-concentrator": "434F4E0000000006",
+}
+ROLES = {name: name for name in TITLES} | {"other-concentrator": "concentrator"}
+INITIAL_KEYS = ("guek", "gbek", "gak", "master")
+
+
+@dataclass(frozen=True)
+class Realm:
+    """The folder that holds everything; a party's home is the folder of its name."""
+
+    folder: Path
+
+    def home(self, name: str) -> Path:
+        return self.folder / name
+
+    def open(self, name: str) -> AbstractContextManager[Party]:
+        """Open a party in this process; only one can be open at a time."""
+        return open_party(self.home(name), ACTOR)
+
+    def cli(
+        self, name: str, *arguments: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `hsmkm --home NAME --output json ...` and give exit code, stdout and stderr."""
+        command = [str(HSMKM), "--home", str(self.home(name)), "--output", "json", "--actor", ACTOR, *arguments]
+        full = os.environ | (environment or {})
+        return subprocess.run(command, capture_output=True, text=True, env=full, timeout=120, check=False)
+
+    def rows(self, name: str, *arguments: str) -> list[dict[str, Any]]:
+        """Run a command that must succeed and give its results."""
+        done = self.cli(name, *arguments)
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def initial_keys(self) -> dict[str, bytes]:
+        """The keys that the meters of model `virtual` come with, as they were made for this realm."""
+        found: dict[str, str] = json.loads((self.folder / "initial.json").read_text())
+        return {name: bytes.fromhex(value) for name, value in found.items()}
+
+    def order(self, *serials: int, name: str = "order.csv") -> Path:
+        """Write a production order for meters of FLAG id MMM."""
+        path = self.folder / name
+        path.write_text("flag,serial,model,suite\n" + "".join(f"MMM,{serial},virtual,0\n" for serial in serials))
+        return path
+
+
+def title_of(serial: int) -> str:
+    """The system title that an order makes of a serial number of FLAG id MMM."""
+    return (b"MMM" + serial.to_bytes(5, "big")).hex().upper()
+
+
+def build_realm(folder: Path) -> Realm:
+    """Make every home, the PKI and the registrations."""
+    realm = Realm(folder)
+    for name, title in TITLES.items():
+        flags = ("MMM",) if name == "factory" else ()
+        make_token(write_home(realm.home(name), name, ROLES[name], title, flags), ACTOR)
+    _make_authorities(realm)
+    for name in list(TITLES)[1:]:
+        _certify(realm, name)
+    _register(realm)
+    _import_initial_keys(realm)
+    return realm
+
+
+def _make_authorities(realm: Realm) -> None:
+    with realm.open("authority") as party:
+        certify.create_root(party, "Test Root", "P-256")
+        certify.create_issuing(party, "issuing", "Test Issuing", "P-256")
+        certify.create_issuing(party, "package-issuing", "Test Package Issuing", "P-256")
+        certify.publish(party, realm.folder / "pki", 7)
+
+
+def _certify(realm: Realm, name: str) -> None:
+    requests, issued = realm.folder / "requests" / name, realm.folder / "certificates" / name
+    with realm.open(name) as party:
+        certify.request(party, ("127.0.0.1", "localhost"), requests)
+    with realm.open("authority") as party:
+        certify.issue(party, requests, issued)
+    with realm.open(name) as party:
+        certify.place_anchor(party, realm.folder / "pki" / "root.pem")
+        certify.update_trust(party, realm.folder / "pki")
+        certify.install(party, issued)
+
+
+def _register(realm: Realm) -> None:
+    def plan(name: str, *flags: str, kind: str = "", address: str = "") -> PartyPlan:
+        return PartyPlan(name, ROLES[name], flags, kind, address, realm.folder / "certificates" / name)
+
+    with realm.open("factory") as party:
+        register_party(party, plan("line"))
+        register_party(party, plan("utility"))
+    with realm.open("utility") as party:
+        register_party(party, plan("factory", "MMM"))
+        register_party(party, plan("concentrator", kind="client", address="127.0.0.1:9"))
+        register_party(party, plan("other-concentrator", kind="relay", address="127.0.0.1:9"))
+    for name in ("concentrator", "other-concentrator"):
+        with realm.open(name) as party:
+            register_party(party, plan("utility"))
+        set_in_file(realm.home(name) / "hsmkm.toml", "concentrator", "aim", "utility")
+
+
+def _import_initial_keys(realm: Realm) -> None:
+    keys = {name: secrets.token_bytes(16) for name in INITIAL_KEYS}
+    path = realm.folder / "initial.keys"
+    path.touch(0o600)
+    path.write_text("".join(f"{name} = {value.hex()}\n" for name, value in keys.items()))
+    with realm.open("factory") as party:
+        model.import_keys(party, "virtual", 0, path)
+    path.unlink()
+    text = json.dumps({name: value.hex() for name, value in keys.items()})
+    (realm.folder / "initial.json").write_text(text)
+
+
+def copy_realm(template: Realm, folder: Path) -> Realm:
+    """Copy a realm for one test; SoftHSM's configuration follows the home by itself."""
+    shutil.copytree(template.folder, folder)
+    return Realm(folder)
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[list[int]]:
+    """Run a process that prints `READY <port>...` and give its ports; it is stopped with SIGTERM at the end."""
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline().split()
+            assert ready[:1] == ["READY"], log.read_text()
+            yield [int(port) for port in ready[1:]]
+        finally:
+            process.terminate()
+            process.wait(20)

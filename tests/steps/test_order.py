@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsmkm.config import MeterModel, load_model
+from hsmkm.errors import InputError
+from hsmkm.steps.order import parse_order, read_order
+
+HEADER = "system_title,serial,model,suite\n"
+GOOD = HEADER + "4D4D4D0000BC614E,12345678,virtual,0\n"
+
+
+def faults(text: str | bytes) -> list[str]:
+    octets = text if isinstance(text, bytes) else text.encode()
+    with pytest.raises(InputError) as caught:
+        parse_order("order.csv", octets, load_model)
+    assert caught.value.faults
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_a_row_with_a_system_title_names_a_meter() -> None:
+    (meter,) = parse_order("order.csv", GOOD.encode(), load_model).meters
+    assert (str(meter.system_title), meter.serial, meter.model, meter.suite) == (
+        "4D4D4D0000BC614E",
+        "12345678",
+        "virtual",
+        0,
+    )
+
+
+def test_flag_and_serial_make_the_green_books_system_title() -> None:
+    (meter,) = parse_order("o", b"flag;serial;model;suite\nMMM;12345678;virtual;0\n", load_model).meters
+    assert str(meter.system_title) == "4D4D4D0000BC614E"
+
+
+def test_a_byte_order_mark_and_crlf_are_no_fault() -> None:
+    octets = b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode()
+    assert len(parse_order("o", octets, load_model).meters) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("4D4D4D0000BC61,,virtual,0", "order.csv:2:1: system_title: '4D4D4D0000BC61' is not 16 hex digits"),
+        ("4.45E+15,,virtual,0", "order.csv:2:1: system_title: '4.45E+15' was changed by a spreadsheet"),
+        ("0000000000BC614E,,virtual,0", "order.csv:2:1: system_title: 0000000000BC614E does not begin with a FLAG id"),
+        ("4D4D4D0000BC614E,,nonesuch,0", "order.csv:2:3: model: unknown meter model 'nonesuch'"),
+        ("4D4D4D0000BC614E,,../virtual,0", "order.csv:2:3: model: '../virtual' is not a model name"),
+        ("4D4D4D0000BC614E,,virtual,7", "order.csv:2:4: suite: '7' is not a security suite"),
+        ("4D4D4D0000BC614E,,virtual,2", "order.csv:2:4: suite: model virtual has no security suite 2"),
+        ("4D4D4D0000BC614E,virtual,0", "order.csv:2: 3 cells where 4 are named"),
+        ("5858580000BC614E,,virtual,0", "order.csv:2:1: system_title: FLAG id XXX is not one of model virtual"),
+        (",,virtual,0", "order.csv:2:2: serial: is empty, and so is system_title"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_line_and_column(row: str, expected: str) -> None:
+    assert any(fault.startswith(expected) for fault in faults(HEADER + row + "\n")), faults(HEADER + row + "\n")
+
+
+@pytest.mark.parametrize("serial", ["1.23457E+11", "12345678.0", "12,345,678", "12 345 678"])
+def test_a_serial_number_mangled_by_a_spreadsheet_is_told_as_such(serial: str) -> None:
+    (found,) = faults(f"flag;serial;model;suite\nMMM;{serial};virtual;0\n")
+    assert found.startswith("order.csv:2:2: serial:")
+    assert "changed by a spreadsheet" in found
+
+
+def test_every_fault_of_the_file_is_listed_at_once() -> None:
+    rows = "4D4D4D0000BC614E,,virtual,0\nXX,,virtual,0\n4D4D4D0000BC614E,,virtual,0\n4D4D4D0000BC614F,,virtual,9\n"
+    found = faults(HEADER + rows)
+    assert [line.split(":")[1] for line in found] == ["3", "4", "5"]
+    assert "4D4D4D0000BC614E stands on line 2 already" in found[1]
+
+
+def test_a_wrong_encoding_is_named_with_its_place() -> None:
+    assert faults(GOOD.encode() + b"4D4D4D0000BC614F,caf\xe9,virtual,0\n") == [
+        "order.csv:3:21: not UTF-8: export the order as CSV UTF-8"
+    ]
+    assert "UTF-8" in faults(GOOD.encode("utf-16"))[0]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", HEADER, "model\n", "system_title,model,suite,colour\n", "suite,suite\n"])
+def test_an_order_without_meters_or_columns_is_refused(text: str) -> None:
+    assert faults(text)
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read order"):
+        read_order(tmp_path / "none.csv", load_model)
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: (HEADER + text).encode()))
+def test_any_octets_are_an_order_or_an_input_error(octets: bytes) -> None:
+    with contextlib.suppress(InputError):
+        assert parse_order("o", octets, load_model).meters
+
+
+def test_the_model_is_asked_once_for_each_name() -> None:
+    asked: list[str] = []
+
+    def model_of(name: str) -> MeterModel:
+        asked.append(name)
+        return load_model(name)
+
+    parse_order("o", (GOOD + "4D4D4D0000BC614F,,virtual,0\n").encode(), model_of)
+    assert asked == ["virtual"]
