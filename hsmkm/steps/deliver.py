@@ -29,7 +29,7 @@ from hsmkm.packages.send import (
 )
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.store import holders, key_sets, meters, packages, renewals
+from hsmkm.store import holders, key_sets, meters, models, packages, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import Direction, PackageRecord
@@ -171,11 +171,16 @@ def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> lis
 def _exportable(tx: Transaction, meter: Meter) -> tuple[KeySet, KeyState] | str:
     if renewals.unfinished(tx, meter.system_title):
         return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
+    initial = models.get_keys(tx, meter.model)
+    shared = {key.identity for key in initial.keys} if initial else set()
     held = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.ACTIVE]
     fresh = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.PRE_ACTIVE]
     if not held and not fresh:
         return f"meter {meter.title}: there are no keys in force"
-    return (held or fresh)[-1]
+    found = (held or fresh)[-1]
+    if not shared.isdisjoint(key.identity for key in found[0].keys):
+        return f"meter {meter.title}: it still holds keys that its model comes with, inject it"
+    return found
 
 
 def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[PackageRecord, bool]:

@@ -12,7 +12,18 @@ from dataclasses import replace
 from hsmkm.errors import RefusedError
 from hsmkm.steps.communicate import Conversation, conversation, find_meter, initial_key_set
 from hsmkm.steps.party import Party
-from hsmkm.steps.renew import ALL_KEYS, Outcome, Work, begin_counter, carry_out, refuse_unfinished, start, with_probe
+from hsmkm.steps.renew import (
+    ALL_KEYS,
+    Outcome,
+    Work,
+    begin_counter,
+    carry_out,
+    prepare,
+    refuse_unfinished,
+    shares_keys,
+    start,
+    with_probe,
+)
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
@@ -26,11 +37,14 @@ def inject(party: Party, name: str, address: str) -> Outcome:
     meter = _at(party, find_meter(party, name), address)
     with conversation(party, meter) as speaking:
         refuse_unfinished(speaking)
-        newest = _newest(speaking)
-        if newest[1] is KeyState.ACTIVE:
-            return Outcome(meter.title, "active", newest[0].ref.generation, "the meter was injected before")
+        newest, state = _newest(speaking)
         roles = with_probe(speaking.model, ALL_KEYS)
-        current, fresh = initial_key_set(party, meter, speaking.model), newest[0]
+        current, fresh = initial_key_set(party, meter, speaking.model), newest
+        if state is KeyState.ACTIVE and not shares_keys(newest, current):
+            return Outcome(meter.title, "active", newest.ref.generation, "the meter was injected before")
+        if state is KeyState.ACTIVE:
+            (outcome,) = carry_out(party, [prepare(speaking, newest, roles)], prove_refusal=True)
+            return outcome
         with party.store.begin("inject-prepare", meter.title, {"generation": fresh.ref.generation}) as tx:
             begin_counter(tx, speaking, current, fresh)
             renewal = start(tx, speaking, current, fresh, roles)

@@ -72,10 +72,6 @@ SLICE = 100
 """Meters whose keys travel to their concentrator in one package, and whose leases are held together."""
 
 
-class StillAcceptedError(IntegrityError):
-    """A meter associates under keys that it said it had replaced."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One key_transfer: the keys it carries, and whether the fresh master key wraps them."""
@@ -224,6 +220,11 @@ def current_key_set(speaking: Conversation) -> KeySet:
     with speaking.party.store.read() as tx:
         found = key_sets.active(tx, speaking.meter.system_title, 0, client)
     return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
+
+
+def shares_keys(key_set: KeySet, other: KeySet) -> bool:
+    """Tell whether two generations have a key in common."""
+    return not {key.identity for key in key_set.keys}.isdisjoint(key.identity for key in other.keys)
 
 
 def prepare(speaking: Conversation, current: KeySet, roles: tuple[KeyRole, ...]) -> Work:
@@ -382,15 +383,24 @@ def prove_old_refused(work: Work) -> None:
     """Associate under the keys that are no longer in force: a meter that still accepts them did not change them."""
     if work.current.key(KeyRole.GUEK) == work.fresh.key(KeyRole.GUEK):
         return
-    try:
-        with associated(work.speaking, Pair.of(work.current)):
-            raise StillAcceptedError(f"meter {work.title} still accepts the old keys", hint="ask the meter's maker")
-    except MeterRefusedError:
-        pass
-    except TransportError:
-        meter_answers(work.speaking)
+    if _old_accepted(work):
+        raise IntegrityError(f"meter {work.title} still accepts the old keys", hint="ask the meter's maker")
     with work.party.store.begin("old-keys-refused", work.title, {"generation": work.current.ref.generation}):
         pass
+
+
+def _old_accepted(work: Work) -> bool:
+    accepted = False
+    try:
+        with associated(work.speaking, Pair.of(work.current)):
+            accepted = True
+    except (MeterRefusedError, ProtocolError, IntegrityError) as error:
+        with work.party.store.begin("old-keys-answer", work.title, {"answer": error.message}):
+            pass
+    except TransportError:
+        if not accepted:
+            meter_answers(work.speaking)
+    return accepted
 
 
 def _leave(work: Work, error: HsmkmError) -> None:

@@ -34,7 +34,7 @@ from hsmkm.steps.renew import (
     transfer_payload,
 )
 from hsmkm.store import intents, key_sets, renewals
-from hsmkm.store.key_sets import KeySet
+from hsmkm.store.key_sets import KeySet, StoredKey
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
 from hsmkm.store.store import Transaction
@@ -50,8 +50,12 @@ class Truth:
     keys: Mapping[KeyRole, KeySet]
 
     def is_wholly(self, key_set: KeySet) -> bool:
-        """Tell whether every key is this generation's, by identity."""
-        return all(source.key(role) == key_set.key(role) for role, source in self.keys.items())
+        """Tell whether every key is this generation's, by identity and wrapping."""
+        return all(_stored(source, role) == _stored(key_set, role) for role, source in self.keys.items())
+
+
+def _stored(key_set: KeySet, role: KeyRole) -> StoredKey | None:
+    return key_set.key(role) if key_set.has(role) else None
 
 
 def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
