@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pkcs11 import Attribute, KeyType
 
 from hsmkm.errors import HsmkmError, IntegrityError, TokenRefusedError
@@ -27,6 +27,7 @@ from hsmkm.token.vault import Vault
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsmkm.token.keys import CipherKey
     from hsmkm.token.profile import Profile
     from hsmkm.token.types import TokenSettings
 
@@ -85,13 +86,14 @@ def _party_keys(vault: Vault) -> str:
 
 
 def _generate_and_wrap(vault: Vault) -> str:
-    with vault.generate(KeyRole.MASTER, 0) as master, vault.generate(KeyRole.GUEK, 0) as guek:
-        if vault.wrap(master, guek) != vault.wrap(master, guek):
-            raise FailedProbeError("AES key wrap gave two answers", hint="the mechanism is not RFC 3394")
-        with vault.open(KeyRole.GUEK, vault.seal(guek), 0, Use.TRANSPORT) as again:
-            if vault.wrap(master, again) != vault.wrap(master, guek):
-                raise FailedProbeError("an unwrapped key is not the wrapped one", hint="do not use this token")
-    return "AES-128 generated, wrapped, unwrapped and equal"
+    for suite in (0, 2):
+        with vault.generate(KeyRole.MASTER, suite) as master, vault.generate(KeyRole.GUEK, suite) as guek:
+            if vault.wrap(master, guek) != vault.wrap(master, guek):
+                raise FailedProbeError("AES key wrap gave two answers", hint="the mechanism is not RFC 3394")
+            with vault.open(KeyRole.GUEK, vault.seal(guek), suite, Use.TRANSPORT) as again:
+                if vault.wrap(master, again) != vault.wrap(master, guek):
+                    raise FailedProbeError("an unwrapped key is not the wrapped one", hint="do not use this token")
+    return "AES-128 and AES-256 generated, wrapped, unwrapped and equal"
 
 
 def _altered_wrap(vault: Vault) -> str:
@@ -106,22 +108,29 @@ def _altered_wrap(vault: Vault) -> str:
 
 
 def _protect(vault: Vault) -> str:
-    with vault.generate(KeyRole.GUEK, 0) as guek, vault.generate(KeyRole.GAK, 0) as gak:
-        sealed = vault.seal(guek), vault.seal(gak)
-    with (
-        vault.open(KeyRole.GUEK, sealed[0], 0, Use.IN_USE) as guek,
-        vault.open(KeyRole.GAK, sealed[1], 0, Use.IN_USE) as gak,
-        vault.cipher(guek, gak) as cipher,
-    ):
-        protected = cipher.protect(_IV, _BOTH, b"", b"probe")
-        tag = cipher.protect(_IV, _AUTHENTICATION, b"", b"probe")
-        if cipher.unprotect(_IV, _BOTH, b"", protected) != b"probe":
-            raise FailedProbeError("AES-GCM does not give back what it took", hint="do not use this token")
-        cipher.unprotect(_IV, _AUTHENTICATION, b"", b"probe" + tag)
-        try:
-            cipher.unprotect(_IV, _BOTH, b"", protected[:-1] + bytes((protected[-1] ^ 1,)))
-        except IntegrityError:
-            return "AES-GCM with additional data, and without plaintext; a wrong tag is refused"
+    for suite in (0, 2):
+        with vault.generate(KeyRole.GUEK, suite) as guek, vault.generate(KeyRole.GAK, suite) as gak:
+            sealed = vault.seal(guek), vault.seal(gak)
+        with (
+            vault.open(KeyRole.GUEK, sealed[0], suite, Use.IN_USE) as guek,
+            vault.open(KeyRole.GAK, sealed[1], suite, Use.IN_USE) as gak,
+            vault.cipher(guek, gak) as cipher,
+        ):
+            _protect_with(cipher, suite)
+    return "AES-GCM with additional data, and without plaintext; a wrong tag is refused"
+
+
+def _protect_with(cipher: CipherKey, suite: int) -> None:
+    both, authentication = _BOTH | suite, _AUTHENTICATION | suite
+    protected = cipher.protect(_IV, both, b"", b"probe")
+    tag = cipher.protect(_IV, authentication, b"", b"probe")
+    if cipher.unprotect(_IV, both, b"", protected) != b"probe":
+        raise FailedProbeError("AES-GCM does not give back what it took", hint="do not use this token")
+    cipher.unprotect(_IV, authentication, b"", b"probe" + tag)
+    try:
+        cipher.unprotect(_IV, both, b"", protected[:-1] + bytes((protected[-1] ^ 1,)))
+    except IntegrityError:
+        return
     raise FailedProbeError("AES-GCM accepts a wrong tag", hint="do not use this token")
 
 
@@ -131,30 +140,32 @@ def _mac(vault: Vault) -> str:
 
 
 def _sign(vault: Vault) -> str:
-    label = f"probe:{vault.random(8).hex()}"
-    try:
-        vault.create_ec_key(label, usage="sign")
-        signer = TokenSigner(vault, label)
-        signer.public_key().verify(signer.sign(b"probe", ec.ECDSA(SHA256())), b"probe", ec.ECDSA(SHA256()))
-    except InvalidSignature as error:
-        raise FailedProbeError("an ECDSA signature does not verify", hint="do not use this token") from error
-    finally:
-        vault.key_pairs.destroy(label)
-    return "ECDSA on P-256"
+    for curve, algorithm in (("P-256", ec.ECDSA(SHA256())), ("P-384", ec.ECDSA(SHA384()))):
+        label = f"probe:{vault.random(8).hex()}"
+        try:
+            vault.create_ec_key(label, curve, usage="sign")
+            signer = TokenSigner(vault, label)
+            signer.public_key().verify(signer.sign(b"probe", algorithm), b"probe", algorithm)
+        except InvalidSignature as error:
+            raise FailedProbeError("an ECDSA signature does not verify", hint="do not use this token") from error
+        finally:
+            vault.key_pairs.destroy(label)
+    return "ECDSA on P-256 and P-384"
 
 
 def _agree(vault: Vault) -> str:
-    label = f"probe:{vault.random(8).hex()}"
-    try:
-        vault.create_ec_key(label, usage="derive")
-        point, kek = agree_as_sender(vault, vault.public_key(label), b"probe")
-        with kek, vault.generate_package_key() as package:
-            wrapped = vault.wrap(kek, package)
-            with agree_as_recipient(vault, label, point, b"probe") as same:
-                vault.unwrap_package_key(same, wrapped).destroy()
-    finally:
-        vault.key_pairs.destroy(label)
-    return "ECDH on P-256 with the X9.63 KDF; both sides agree"
+    for curve in ("P-256", "P-384"):
+        label = f"probe:{vault.random(8).hex()}"
+        try:
+            vault.create_ec_key(label, curve, usage="derive")
+            point, kek = agree_as_sender(vault, vault.public_key(label), b"probe")
+            with kek, vault.generate_package_key() as package:
+                wrapped = vault.wrap(kek, package)
+                with agree_as_recipient(vault, label, point, b"probe") as same:
+                    vault.unwrap_package_key(same, wrapped).destroy()
+        finally:
+            vault.key_pairs.destroy(label)
+    return "ECDH on P-256 and P-384 with the X9.63 KDF; both sides agree"
 
 
 def _readable_unwrap(vault: Vault) -> str:

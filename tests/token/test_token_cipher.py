@@ -24,6 +24,10 @@ KEY = "000102030405060708090A0B0C0D0E0F"
 AK = "D0D1D2D3D4D5D6D7D8D9DADBDCDDDEDF"
 
 
+LONG_KEY = bytes(range(32)).hex()
+LONG_AK = bytes(range(0xD0, 0xF0)).hex()
+
+
 @contextmanager
 def cipher(vault: Vault, key: str = KEY, ak: str = AK, suite: int = 0) -> Iterator[CipherKey]:
     with (
@@ -59,33 +63,45 @@ def test_the_published_apdus_of_suites_1_and_2(vault: Vault, vectors: dict[str, 
     for entry in vectors["gcm_suite1_2"]:
         suite = int(entry["suite"])
         with cipher(vault, entry.get("key", KEY), entry.get("ak", AK), suite) as key:
-            assert key.protect(iv, 0x30 | suite, b"", plain) == bytes.fromhex(entry["apdu"])[7:]
+            body = bytes.fromhex(entry["apdu"])[7:]
+            assert key.protect(iv, 0x30 | suite, b"", plain) == body
+            assert key.unprotect(iv, 0x30 | suite, b"", body) == plain
 
 
-def test_hls_5_tokens_of_both_sides(vault: Vault, vectors: dict[str, list[dict[str, str]]]) -> None:
-    hls = vectors["hls"][0]
+def test_hls_5_tokens_of_both_sides_and_of_suite_1(vault: Vault, vectors: dict[str, list[dict[str, str]]]) -> None:
+    hls, suite_1 = vectors["hls"][:2]
     with cipher(vault) as key:
-        for title, counter, challenge, token in (
-            (hls["st_c"], hls["ic_c"], hls["stoc"], hls["f_stoc"]),
-            (hls["st_s"], hls["ic_s"], hls["ctos"], hls["f_ctos"]),
+        for control, title, counter, challenge, token in (
+            (0x10, hls["st_c"], hls["ic_c"], hls["stoc"], hls["f_stoc"]),
+            (0x10, hls["st_s"], hls["ic_s"], hls["ctos"], hls["f_ctos"]),
+            (0x11, hls["st_c"], hls["ic_c"], hls["stoc"], suite_1["f_stoc"]),
         ):
-            tag = key.protect(bytes.fromhex(title + counter), 0x10, b"", bytes.fromhex(challenge))
-            assert "10" + counter + tag.hex().upper() == token
+            tag = key.protect(bytes.fromhex(title + counter), control, b"", bytes.fromhex(challenge))
+            assert f"{control:x}{counter}{tag.hex().upper()}" == token
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(header=st.binary(max_size=64), data=st.binary(max_size=2000), mode=st.sampled_from([0x10, 0x20, 0x30, 0x70]))
-def test_every_apdu_is_what_openssl_makes_of_it(vault: Vault, header: bytes, data: bytes, mode: int) -> None:
-    iv, gcm, aad = bytes(range(12)), AESGCM(bytes.fromhex(KEY)), bytes((mode,)) + bytes.fromhex(AK) + header
-    with cipher(vault) as key:
-        made = key.protect(iv, mode, header, data)
+@given(
+    header=st.binary(max_size=64),
+    data=st.binary(max_size=2000),
+    mode=st.sampled_from([0x10, 0x20, 0x30, 0x70]),
+    suite=st.sampled_from([0, 1, 2]),
+)
+def test_every_apdu_is_what_openssl_makes_of_it(
+    vault: Vault, header: bytes, data: bytes, mode: int, suite: int
+) -> None:
+    value, gak = (LONG_KEY, LONG_AK) if suite == 2 else (KEY, AK)
+    iv, gcm, control = bytes(range(12)), AESGCM(bytes.fromhex(value)), mode | suite
+    aad = bytes((control,)) + bytes.fromhex(gak) + header
+    with cipher(vault, value, gak, suite) as key:
+        made = key.protect(iv, control, header, data)
         if mode & 0x30 == 0x30:
             assert made == gcm.encrypt(iv, data, aad)[:-4]
         elif mode == 0x20:
             assert made == gcm.encrypt(iv, data, b"")[:-16]
         else:
             assert made == gcm.encrypt(iv, b"", aad + data)[:-4]
-        assert key.unprotect(iv, mode, header, data + made if mode == 0x10 else made) == data
+        assert key.unprotect(iv, control, header, data + made if mode == 0x10 else made) == data
 
 
 def test_a_flipped_octet_anywhere_is_an_integrity_error(vault: Vault) -> None:
