@@ -87,7 +87,7 @@ def _derive(vault: Vault, curve: str, private: int, point: bytes, shared_info: b
     hashed = ffi.new("unsigned char[]", octets)
     value = ffi.new("unsigned char[]", KEK_OCTETS)
     try:
-        cryptoki.digest_key(digest, shared, _COUNTER + shared_info, hashed)
+        cryptoki.digest_key(digest, b"", shared, _COUNTER + shared_info, hashed)
         ffi.memmove(value, hashed, KEK_OCTETS)
         return vault.adopt(attributes.carrier_key(usage), value, CarrierRole.AGREED)
     finally:

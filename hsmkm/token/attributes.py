@@ -1,8 +1,8 @@
 """The attributes of every key, one table: what each may do is stated in full, because tokens' defaults are generous.
 
 A session key is either in transport (EXTRACTABLE, no usage) or in use (its usage, not EXTRACTABLE); only at its birth
-is a master key both. No key has WRAP or UNWRAP together with ENCRYPT or DECRYPT. Only a GAK in use is readable: the
-standard makes it additional authenticated data, so its value has to be in the host while an APDU is protected.
+is a master key both. No key has WRAP or UNWRAP together with ENCRYPT or DECRYPT. Three are readable in use, because the
+standard puts their value into an APDU or its additional authenticated data: a GAK, an LLS password, a dedicated key.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsmkm.token.template import Template, Value
-from hsmkm.token.types import CarrierRole, KeyRole, Use
+from hsmkm.token.types import CarrierRole, KeyRole, SecretRole, SessionRole, Use
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Role = KeyRole | CarrierRole
+Role = KeyRole | SecretRole | SessionRole | CarrierRole
 Attributes = dict[Attribute, Value]
 
 STORAGE_KEY_OCTETS = 32
@@ -35,16 +35,22 @@ _PAIR_USAGES: Mapping[bool, tuple[Attribute, ...]] = {
     True: (Attribute.DECRYPT, Attribute.UNWRAP, Attribute.SIGN, Attribute.SIGN_RECOVER, Attribute.DERIVE),
 }
 
-# What a session key in use may do; GAK is data there, not a key.
+# What a session key in use may do; GAK and secrets are data there, not keys.
 _IN_USE: Mapping[Role, frozenset[Attribute]] = {
     KeyRole.MASTER: frozenset({Attribute.WRAP}),
     KeyRole.GUEK: frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}),
     KeyRole.GBEK: frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}),
     KeyRole.GAK: frozenset(),
+    SecretRole.LLS: frozenset(),
+    SecretRole.HLS: frozenset(),
+    SessionRole.DEDICATED: frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}),
+    SessionRole.EPHEMERAL: frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}),
 }
+READABLE: frozenset[Role] = frozenset({KeyRole.GAK, SecretRole.LLS, SessionRole.DEDICATED})
 _AT_BIRTH: Mapping[Role, frozenset[Attribute]] = {
     KeyRole.MASTER: frozenset({Attribute.WRAP}),
     CarrierRole.PACKAGE: frozenset({Attribute.WRAP}),
+    SessionRole.EPHEMERAL: frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}),
 }
 
 
@@ -67,17 +73,28 @@ def secret_key(
 
 def session_key(role: Role, use: Use) -> Attributes:
     """List the attributes of a session key of this role, in this use."""
+    key_type = KeyType.GENERIC_SECRET if isinstance(role, SecretRole) else KeyType.AES
     if use is Use.IN_USE:
-        readable = role is KeyRole.GAK
-        usages = _IN_USE[role]
-        return secret_key(KeyType.AES, usages, on_token=False, sensitive=not readable, extractable=readable)
+        readable = role in READABLE
+        return secret_key(key_type, _IN_USE[role], on_token=False, sensitive=not readable, extractable=readable)
     usages = _AT_BIRTH.get(role, frozenset()) if use is Use.BIRTH else frozenset()
-    return secret_key(KeyType.AES, usages, on_token=False, sensitive=True, extractable=True)
+    return secret_key(key_type, usages, on_token=False, sensitive=True, extractable=True)
 
 
 def carrier_key(usage: Attribute) -> Attributes:
     """List the attributes of a key that only wraps, or only unwraps, and never leaves."""
     return secret_key(KeyType.AES, frozenset({usage}), on_token=False, sensitive=True, extractable=False)
+
+
+def passage_key() -> Attributes:
+    """List the attributes of a key under which a secret is wrapped and unwrapped again with other attributes."""
+    usages = frozenset({Attribute.WRAP, Attribute.UNWRAP})
+    return secret_key(KeyType.AES, usages, on_token=False, sensitive=True, extractable=False)
+
+
+def readable_secret() -> Attributes:
+    """List the attributes of an HLS secret where the token digests no sensitive one; it lives for one digest."""
+    return secret_key(KeyType.GENERIC_SECRET, frozenset(), on_token=False, sensitive=False, extractable=True)
 
 
 def shared_secret() -> Attributes:

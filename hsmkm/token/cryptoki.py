@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkcs11 import Attribute
 
-from hsmkm.errors import TokenRefusedError, TokenUnreachableError
+from hsmkm.errors import HsmkmError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token import ckr
 from hsmkm.token.cdefs import CALLED
 from hsmkm.token.template import ULONG_OCTETS, Template, ffi
@@ -306,12 +306,20 @@ class Session:
         self._call("C_DeriveKey", structure, private, template.array, template.count, self._object)
         return int(self._object[0])
 
-    def digest_key(self, mechanism: int, key: int, suffix: bytes, out: Any) -> None:  # noqa: ANN401 - C memory
-        """Hash a key's value and then the suffix into C memory of the digest's length."""
+    def digest_key(self, mechanism: int, before: bytes, key: int, after: bytes, out: Any) -> None:  # noqa: ANN401 - C memory
+        """Hash what stands before, a key's value, and what stands after, into C memory of the digest's length."""
         room = ffi.sizeof(out)
         self._call("C_DigestInit", self._mechanism(mechanism))
-        self._call("C_DigestKey", key)
-        self._call("C_DigestUpdate", suffix, len(suffix))
+        try:
+            if before:
+                self._call("C_DigestUpdate", before, len(before))
+            self._call("C_DigestKey", key)
+            if after:
+                self._call("C_DigestUpdate", after, len(after))
+        except HsmkmError:
+            self._length[0] = _MAX_ANSWER  # the operation would stay open, and refuse the next one
+            self._module.functions["C_DigestFinal"](self._session, self._answer, self._length)
+            raise
         self._length[0] = room
         self._call("C_DigestFinal", out, self._length)
         if self._length[0] != room:

@@ -9,13 +9,14 @@ from pkcs11 import Attribute
 from hsmkm.errors import IntegrityError, PolicyError, ProtocolError, TokenUnreachableError
 from hsmkm.token.attributes import Role
 from hsmkm.token.template import ffi, wipe
-from hsmkm.token.types import KeyRole, Use, key_octets
+from hsmkm.token.types import KeyRole, SessionRole, Use, key_octets
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from hsmkm.token.session import TokenSession
 
+_CIPHERS = frozenset({KeyRole.GUEK, KeyRole.GBEK, SessionRole.DEDICATED, SessionRole.EPHEMERAL})
 IV_OCTETS = 12
 TAG_OCTETS = 12
 _TOKEN_TAG_BITS = 8 * TAG_OCTETS
@@ -72,7 +73,7 @@ class KeyHandle:
 
 
 class CipherKey:
-    """Protects APDUs with AES-GCM under a GUEK or GBEK, with the GAK as additional authenticated data.
+    """Protects APDUs with AES-GCM under a GUEK, GBEK, dedicated or ephemeral key, with GAK as authenticated data.
 
     The initialisation vector is the sender's system title and invocation counter, 12 octets; the tag has 12 octets.
     Bit 4 of the security control octet asks for authentication, bit 5 for encryption. `header` is what follows GAK in
@@ -80,15 +81,10 @@ class CipherKey:
     the two handles stay their owner's. One thread uses it.
     """
 
-    def __init__(self, session: TokenSession, guek: KeyHandle, gak: KeyHandle) -> None:
-        if guek.role not in (KeyRole.GUEK, KeyRole.GBEK) or gak.role is not KeyRole.GAK:
-            raise PolicyError("an APDU is protected with a GUEK or GBEK and a GAK", hint="open the keys in these roles")
-        if guek.use is not Use.IN_USE or gak.use is not Use.IN_USE:
-            raise PolicyError("keys in transport protect nothing", hint="open the keys for use")
-        if guek.octets != gak.octets:
-            raise PolicyError("the GUEK and the GAK are of different suites", hint="open keys of one key set")
+    def __init__(self, session: TokenSession, key: KeyHandle, gak: KeyHandle) -> None:
+        _check_ciphers(key, gak)
         self._cryptoki = session.cryptoki
-        self._key = guek
+        self._key = key
         self._gak_octets = gak.octets
         self._iv = ffi.new("unsigned char[]", IV_OCTETS)
         self._parameters = ffi.new("CK_GCM_PARAMS *")
@@ -203,3 +199,17 @@ class CipherKey:
 
     def __repr__(self) -> str:
         return f"CipherKey({self._key!r})"
+
+
+def _check_ciphers(key: KeyHandle, gak: KeyHandle) -> None:
+    """Refuse keys of other roles, in transport, or of two suites. An ephemeral key also works at its birth."""
+    if key.role not in _CIPHERS or gak.role is not KeyRole.GAK:
+        raise PolicyError(
+            f"an APDU is not protected with a {key.role} and a {gak.role} key",
+            hint="it takes a GUEK, GBEK, dedicated or ephemeral key, and a GAK",
+        )
+    at_work = key.use is Use.IN_USE or (key.role is SessionRole.EPHEMERAL and key.use is Use.BIRTH)
+    if not at_work or gak.use is not Use.IN_USE:
+        raise PolicyError("keys in transport protect nothing", hint="open the keys for use")
+    if key.octets != gak.octets:
+        raise PolicyError(f"the {key.role} and the GAK are of different suites", hint="open keys of one key set")

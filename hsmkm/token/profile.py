@@ -24,6 +24,8 @@ _RUNGS: Mapping[str, frozenset[str]] = {
     "gak_read": frozenset({"readable"}),
     "import": frozenset({"create-object"}),
     "mac": frozenset({"hmac-sha256"}),
+    "digest_md5": frozenset({"digest-key", "digest-readable"}),
+    "digest_sha": frozenset({"digest-key", "digest-readable"}),
 }
 
 
@@ -33,9 +35,12 @@ class Mechanisms:
 
     aes_key_gen: int
     aes_key_wrap: int
+    aes_key_wrap_pad: int
     aes_gcm: int
     generic_secret_key_gen: int
     sha256_hmac: int
+    md5: int
+    sha1: int
     sha256: int
     sha384: int
     ec_key_pair_gen: int

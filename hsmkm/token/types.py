@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 MAC_OCTETS = 32
+SECRET_OCTETS = range(8, 65, 8)
 MAC_MECHANISM = "HMAC-SHA256"
 
 
 class KeyRole(StrEnum):
-    """What a meter uses a key for; the value is the name used in packages and in the store."""
+    """What a meter uses an AES key of its suite for; the value is the name used in packages and in the store."""
 
     MASTER = "master"
     GUEK = "guek"
@@ -19,11 +21,40 @@ class KeyRole(StrEnum):
     GAK = "gak"
 
 
+class SecretRole(StrEnum):
+    """Secrets that prove a client: the LLS password (mechanism 1) and the HLS secret (mechanisms 3, 4 and 6).
+
+    They have 8 to 64 octets, a multiple of 8, whatever the suite, and are wrapped as RFC 5649 says: AES key wrap as
+    RFC 3394 says takes no 8 octets. Other lengths are refused, because tokens pad them with zeros and do not tell.
+    """
+
+    LLS = "lls"
+    HLS = "hls"
+
+
+class SessionRole(StrEnum):
+    """Keys that live for one association (dedicated) or one exchange (ephemeral), and are never stored."""
+
+    DEDICATED = "dedicated"
+    EPHEMERAL = "ephemeral"
+
+
 class CarrierRole(StrEnum):
     """Keys that exist only to carry other keys from one token to another."""
 
     PACKAGE = "package"
     AGREED = "agreed"
+
+
+MeterRole: TypeAlias = KeyRole | SecretRole
+
+
+class Digest(StrEnum):
+    """The hashes of HLS: mechanism 3, 4 and 6."""
+
+    MD5 = "md5"
+    SHA1 = "sha1"
+    SHA256 = "sha256"
 
 
 class Use(Enum):
@@ -44,7 +75,7 @@ class Mac:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A key wrapped (RFC 3394) under a storage key of this token: 24 octets for a 16-octet key, 40 for 32."""
+    """A key wrapped under a storage key of this token: 8 octets longer than the key (RFC 3394; secrets RFC 5649)."""
 
     storage_key: int
     wrapped: bytes = field(repr=False)

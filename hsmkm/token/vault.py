@@ -1,13 +1,15 @@
 """A party's keys in its token: generate, seal, open, wrap, MAC.
 
-The keys of meters are session objects, and rest wrapped (RFC 3394) under the storage key outside the token. AES key
-wrap says nothing of a key's role or length, so both are checked here. The first object made with each template is read
-back.
+The keys of meters are session objects, and rest wrapped (RFC 3394; secrets RFC 5649) under the storage key outside the
+token. AES key wrap says nothing of a key's role or length, so both are checked here. The first object made with each
+template is read back. What the standard makes the host read, GAKs and LLS passwords, lies under the GAK storage key,
+because nothing under the storage key can be unwrapped readable.
 """
 
 from __future__ import annotations
 
 import hmac
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pkcs11 import Attribute
@@ -16,20 +18,25 @@ from hsmkm.errors import IntegrityError, PolicyError, RefusedError, TokenRefused
 from hsmkm.token import attributes, curves
 from hsmkm.token.keyring import GAK_STORAGE, INTEGRITY, STORAGE, KeyPairs, Keyring
 from hsmkm.token.keys import CipherKey, KeyHandle
+from hsmkm.token.secret import comes_back_whole
 from hsmkm.token.signer import BirthSigner
-from hsmkm.token.template import Template, ffi
+from hsmkm.token.template import Template, ffi, wipe
 from hsmkm.token.types import (
     MAC_MECHANISM,
+    SECRET_OCTETS,
     CarrierRole,
     KeyRole,
     Mac,
+    MeterRole,
     Sealed,
+    SecretRole,
+    SessionRole,
     Use,
     key_octets,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any, Literal
 
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,10 +50,14 @@ WRAP_OVERHEAD = 8
 
 # Which keys may lie under which; a client never unwraps under a master key.
 _CARRIES: Mapping[Role, frozenset[Role]] = {
-    KeyRole.MASTER: frozenset(KeyRole),
-    CarrierRole.PACKAGE: frozenset(KeyRole),
+    KeyRole.MASTER: frozenset(KeyRole) | frozenset(SecretRole) | {SessionRole.EPHEMERAL},
+    CarrierRole.PACKAGE: frozenset(KeyRole) | frozenset(SecretRole),
     CarrierRole.AGREED: frozenset({CarrierRole.PACKAGE}),
 }
+_READ_IN_HOST = frozenset({KeyRole.GAK, SecretRole.LLS})
+
+
+_REVEALED = frozenset({SecretRole.LLS, SessionRole.DEDICATED})
 
 
 class Vault:
@@ -115,41 +126,60 @@ class Vault:
         """Make a meter's key for its one provisioning: it can be wrapped, and a master key can wrap."""
         return self._generate(role, key_octets(suite))
 
+    def generate_secret(self, role: SecretRole, octets: int) -> KeyHandle:
+        """Make an LLS password or HLS secret of random octets; RefusedError for a length other than 8, 16 ... 64."""
+        template = self._template(role, Use.BIRTH, _secret_octets(role, octets))
+        number = self.session.cryptoki.generate_key(self._mechanisms.generic_secret_key_gen, template)
+        return self._made(number, template, role, Use.BIRTH, octets)
+
+    def generate_dedicated_key(self, suite: int) -> KeyHandle:
+        """Make the key of one association, in use and readable: the InitiateRequest carries it (see `reveal`)."""
+        return self._generate(SessionRole.DEDICATED, key_octets(suite), Use.IN_USE)
+
+    def generate_ephemeral_key(self, suite: int) -> KeyHandle:
+        """Make the key of one general-ciphering exchange, which can be wrapped under the master key."""
+        return self._generate(SessionRole.EPHEMERAL, key_octets(suite))
+
     def generate_package_key(self) -> KeyHandle:
         """Make the AES-256 key under which a package's keys are wrapped, and that is wrapped once itself."""
         return self._generate(CarrierRole.PACKAGE, PACKAGE_KEY_OCTETS)
 
     def seal(self, key: KeyHandle) -> Sealed:
-        """Wrap a key under the newest storage key, a GAK under the newest GAK storage key."""
-        if key.role not in _CARRIES[KeyRole.MASTER]:
+        """Wrap a key under the newest storage key, a GAK or LLS password under the newest GAK storage key."""
+        if key.role not in _CARRIES[CarrierRole.PACKAGE]:
             raise PolicyError(f"a {key.role} key is not stored", hint="only the keys of meters are")
-        number, under = self.keyring.newest(GAK_STORAGE if key.role is KeyRole.GAK else STORAGE)
+        number, under = self.keyring.newest(GAK_STORAGE if key.role in _READ_IN_HOST else STORAGE)
         return Sealed(number, self._wrap(under, key))
 
-    def open(self, role: KeyRole, sealed: Sealed, suite: int, use: Use) -> KeyHandle:
-        """Unwrap a sealed key for transport or for use.
+    def open(self, role: MeterRole, sealed: Sealed, suite: int, use: Use) -> KeyHandle:
+        """Unwrap a sealed key for transport or for use; a secret's length is its own, whatever the suite.
 
         Raises IntegrityError if the octets do not unwrap or have another length than the suite's keys, or if the token
         lacks the storage key they name.
         """
         if use is Use.BIRTH:
             raise PolicyError("a key is born once", hint="open it for transport or for use")
-        under = self.keyring.number(GAK_STORAGE if role is KeyRole.GAK else STORAGE, sealed.storage_key)
-        return self._unwrap(under, sealed.wrapped, role, use, key_octets(suite))
+        under = self.keyring.number(GAK_STORAGE if role in _READ_IN_HOST else STORAGE, sealed.storage_key)
+        return self._unwrap(under, sealed.wrapped, role, use, _wrapped_octets(role, suite, sealed.wrapped))
 
     def wrap(self, under: KeyHandle, key: KeyHandle) -> bytes:
-        """Wrap a key (RFC 3394) under a master, package or agreed key; 8 octets longer than the key."""
+        """Wrap a key (RFC 3394; secrets RFC 5649) under a master, package or agreed key; 8 octets longer than it."""
         if key.role not in _CARRIES.get(under.role, frozenset()):
             raise PolicyError(f"a {key.role} key does not travel under a {under.role} key")
-        if key.octets > under.octets:
+        if key.octets > under.octets and not isinstance(key.role, SecretRole):
             raise PolicyError("a key does not travel under a shorter one", hint="use keys of one suite")
         return self._wrap(under.number(), key)
 
-    def unwrap(self, under: KeyHandle, wrapped: bytes, role: KeyRole, suite: int) -> KeyHandle:
+    def unwrap(self, under: KeyHandle, wrapped: bytes, role: MeterRole, suite: int) -> KeyHandle:
         """Unwrap a meter's key from a package, for transport; IntegrityError if it does not fit key or suite."""
         if under.role is not CarrierRole.PACKAGE:
             raise PolicyError(f"nothing is unwrapped under a {under.role} key", hint="only a package is opened")
-        return self._unwrap(under.number(), wrapped, role, Use.TRANSPORT, key_octets(suite))
+        octets = _wrapped_octets(role, suite, wrapped)
+        key = self._unwrap(under.number(), wrapped, role, Use.TRANSPORT, octets)
+        if isinstance(role, SecretRole) and not comes_back_whole(self, role, key):
+            key.destroy()
+            raise IntegrityError(f"the length of an {role} secret is no multiple of 8", hint="the sender must renew it")
+        return key
 
     def unwrap_package_key(self, kek: KeyHandle, wrapped: bytes) -> KeyHandle:
         """Unwrap a package's key under the agreed key; it only unwraps."""
@@ -157,21 +187,42 @@ class Vault:
             raise PolicyError(f"a package's key does not travel under a {kek.role} key")
         return self._unwrap(kek.number(), wrapped, CarrierRole.PACKAGE, Use.IN_USE, PACKAGE_KEY_OCTETS)
 
-    def import_key(self, role: KeyRole, suite: int, value: bytearray) -> KeyHandle:
-        """Take in a key the host has, for transport, and wipe `value` whether it goes well or not."""
+    def import_key(self, role: MeterRole, suite: int, value: bytearray) -> KeyHandle:
+        """Take in a key the host has, for transport, and wipe `value` whether it goes well or not.
+
+        Raises RefusedError for a length that is not the suite's, or that a secret cannot have.
+        """
         try:
-            if len(value) != key_octets(suite):
+            if isinstance(role, SecretRole):
+                _secret_octets(role, len(value))
+            elif len(value) != key_octets(suite):
                 raise RefusedError(f"a key of suite {suite} has {key_octets(suite)} octets, not {len(value)}")
             template = Template(attributes.session_key(role, Use.TRANSPORT) | {Attribute.VALUE: ffi.from_buffer(value)})
             return self._made(self.session.cryptoki.create(template), template, role, Use.TRANSPORT, len(value))
         finally:
             value[:] = bytes(len(value))
 
-    def cipher(self, guek: KeyHandle, gak: KeyHandle) -> CipherKey:
+    def cipher(self, key: KeyHandle, gak: KeyHandle) -> CipherKey:
         """Combine an encryption key and an authentication key in use; GAK is read into memory that close() wipes."""
         gak.number()
-        guek.number()
-        return CipherKey(self.session, guek, gak)
+        key.number()
+        return CipherKey(self.session, key, gak)
+
+    @contextmanager
+    def reveal(self, key: KeyHandle) -> Iterator[memoryview]:
+        """Show the value of a dedicated key or an LLS password in use, in memory that is wiped at the end.
+
+        The standard puts both into an APDU; PolicyError for any other key.
+        """
+        if key.role not in _REVEALED or key.use is not Use.IN_USE:
+            raise PolicyError(f"a {key.role} key is not shown", hint="an LLS password and a dedicated key in use are")
+        memory = ffi.new("unsigned char[]", key.octets)
+        try:
+            if self.session.cryptoki.read_into(key.number(), Attribute.VALUE, memory, key.octets) != key.octets:
+                raise IntegrityError(f"a {key.role} key has another length than it was wrapped with")
+            yield memoryview(ffi.buffer(memory))
+        finally:
+            wipe(memory)
 
     def destroy(self, key: KeyHandle) -> None:
         """Destroy a session key; one that is gone with its generation stays gone."""
@@ -197,7 +248,7 @@ class Vault:
     # The calls below
 
     def _wrap(self, under: int, key: KeyHandle) -> bytes:
-        wrapped = self.session.cryptoki.wrap(self._mechanisms.aes_key_wrap, under, key.number())
+        wrapped = self.session.cryptoki.wrap(self._wrapping(key.role), under, key.number())
         if len(wrapped) != key.octets + WRAP_OVERHEAD:
             raise TokenRefusedError(f"the token wrapped a key of {key.octets} octets into {len(wrapped)}")
         return wrapped
@@ -209,13 +260,16 @@ class Vault:
                 hint="it is of another suite, or was altered",
             )
         template = self._template(role, use)
-        number = self.session.cryptoki.unwrap(self._mechanisms.aes_key_wrap, under, wrapped, template)
+        number = self.session.cryptoki.unwrap(self._wrapping(role), under, wrapped, template)
         return self._made(number, template, role, use, octets)
 
-    def _generate(self, role: Role, octets: int) -> KeyHandle:
-        template = self._template(role, Use.BIRTH, octets)
+    def _wrapping(self, role: Role) -> int:
+        return self._mechanisms.aes_key_wrap_pad if isinstance(role, SecretRole) else self._mechanisms.aes_key_wrap
+
+    def _generate(self, role: Role, octets: int, use: Use = Use.BIRTH) -> KeyHandle:
+        template = self._template(role, use, octets)
         number = self.session.cryptoki.generate_key(self._mechanisms.aes_key_gen, template)
-        return self._made(number, template, role, Use.BIRTH, octets)
+        return self._made(number, template, role, use, octets)
 
     def _template(self, role: Role, use: Use, octets: int = 0) -> Template:
         found = self._templates.get((role, use, octets))
@@ -251,3 +305,21 @@ class Vault:
         template = Template(listed | {Attribute.VALUE: value})
         number = self.session.cryptoki.create(template)
         return self._made(number, template, role, Use.IN_USE, ffi.sizeof(value))
+
+
+def _secret_octets(role: SecretRole, octets: int) -> int:
+    if octets not in SECRET_OCTETS:
+        raise RefusedError(
+            f"an {role} secret of {octets} octets is refused", hint="it has 8 to 64 octets, a multiple of 8"
+        )
+    return octets
+
+
+def _wrapped_octets(role: MeterRole, suite: int, wrapped: bytes) -> int:
+    """Tell the length a wrapped key must have: its suite's, or a secret's own."""
+    if not isinstance(role, SecretRole):
+        return key_octets(suite)
+    octets = len(wrapped) - WRAP_OVERHEAD
+    if octets not in SECRET_OCTETS:
+        raise IntegrityError(f"a wrapped {role} secret has {len(wrapped)} octets", hint="it was altered")
+    return octets
