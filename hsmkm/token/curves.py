@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -20,6 +21,12 @@ _PARAMETERS: Mapping[str, bytes] = {
     "P-384": bytes.fromhex("06052b81040022"),
 }
 _CURVES: Mapping[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1()}
+# The orders of the base points (SEC 2, sections 2.4.2 and 2.5.1).
+_ORDERS: Mapping[str, int] = {
+    "P-256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "P-384": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
+}
+_HASHES: Mapping[str, hashes.HashAlgorithm] = {"P-256": hashes.SHA256(), "P-384": hashes.SHA384()}
 _NAMES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 
 
@@ -40,6 +47,16 @@ def name_of(key: ec.EllipticCurvePublicKey) -> str:
 def field_octets(name: str) -> int:
     """Return the length of a coordinate: 32 octets on P-256, 48 on P-384."""
     return _CURVES[name].key_size // 8
+
+
+def order(name: str) -> int:
+    """Return the order of the curve's base point."""
+    return _ORDERS[name]
+
+
+def hash_algorithm(name: str) -> hashes.HashAlgorithm:
+    """Return the hash that DLMS uses with a curve: SHA-256 on P-256, SHA-384 on P-384."""
+    return _HASHES[name]
 
 
 def encode(key: ec.EllipticCurvePublicKey) -> bytes:

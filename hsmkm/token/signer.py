@@ -47,12 +47,22 @@ class _Signer(ec.EllipticCurvePrivateKey):
             hasher = Hash(algorithm)
             hasher.update(memoryview(data))
             digest = hasher.finalize()
+        raw = self._sign_digest(digest)
+        halves = raw[: self._octets], raw[self._octets :]
+        return utils.encode_dss_signature(*(int.from_bytes(half) for half in halves))
+
+    def sign_raw(self, data: bytes) -> bytes:
+        """Sign as DLMS does: r || s, with SHA-256 on P-256 (64 octets), SHA-384 on P-384 (96 octets)."""
+        hasher = Hash(curves.hash_algorithm(curves.name_of(self._public)))
+        hasher.update(data)
+        return self._sign_digest(hasher.finalize())
+
+    def _sign_digest(self, digest: bytes) -> bytes:
         session = self._vault.session
         raw = session.cryptoki.sign(session.profile.mechanisms.ecdsa, self._find(), digest)
         if len(raw) != 2 * self._octets:
             raise TokenRefusedError(f"the token signed with {len(raw)} octets instead of {2 * self._octets}")
-        halves = raw[: self._octets], raw[self._octets :]
-        return utils.encode_dss_signature(*(int.from_bytes(half) for half in halves))
+        return raw
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
         """Return the public half."""

@@ -19,7 +19,7 @@ from hsmkm.token import attributes, curves
 from hsmkm.token.keyring import GAK_STORAGE, INTEGRITY, STORAGE, KeyPairs, Keyring
 from hsmkm.token.keys import CipherKey, KeyHandle
 from hsmkm.token.secret import comes_back_whole
-from hsmkm.token.signer import BirthSigner
+from hsmkm.token.signer import BirthSigner, TokenSigner
 from hsmkm.token.template import Template, ffi, wipe
 from hsmkm.token.types import (
     MAC_MECHANISM,
@@ -75,6 +75,7 @@ class Vault:
         self._mechanisms = session.profile.mechanisms
         self._templates: dict[tuple[Role, Use, int], Template] = {}
         self._proven: set[Template] = set()
+        self._signers: dict[str, TokenSigner] = {}
 
     # Long-lived keys
 
@@ -119,6 +120,16 @@ class Vault:
     def public_key(self, label: str) -> ec.EllipticCurvePublicKey:
         """Read the public half of a key pair; RefusedError if there is none of this label."""
         return self.key_pairs.public(label)
+
+    def sign_raw(self, label: str, data: bytes) -> bytes:
+        """Sign with a key pair as DLMS does: r || s, with SHA-256 on P-256 (64 octets), SHA-384 on P-384 (96 octets).
+
+        Raises RefusedError if the token has no such key, IntegrityError if it may do more than sign.
+        """
+        signer = self._signers.get(label)
+        if signer is None:
+            signer = self._signers[label] = TokenSigner(self, label)
+        return signer.sign_raw(data)
 
     # Session keys
 
