@@ -3,20 +3,22 @@
 | state          | call or answer                         | event          | next state                         |
 |----------------|----------------------------------------|----------------|------------------------------------|
 | IDLE           | associate()                            |                | ASSOCIATING                        |
-| ASSOCIATING    | AARE accepted, no mechanism            | Associated     | ASSOCIATED                         |
+| ASSOCIATING    | AARE accepted, mechanism 0 or 1        | Associated     | ASSOCIATED                         |
 | ASSOCIATING    | AARE accepted, HLS                     | Send(f(StoC))  | AUTHENTICATING                     |
 | ASSOCIATING    | AARE rejected, or an error in clear    | Refused        | CLOSED                             |
 | AUTHENTICATING | f(CtoS) that fits                      | Associated     | ASSOCIATED                         |
 | AUTHENTICATING | error                                  | Refused        | CLOSED                             |
-| ASSOCIATED     | get(), set(), action()                 |                | GETTING, SETTING, ACTING           |
+| ASSOCIATED     | get(), set(), action(), forward()      |                | GETTING, SETTING, ACTING, FORWARDING |
 | GETTING        | block that is not the last             | Send(next)     | GETTING                            |
 | GETTING, SETTING, ACTING | result, or error             | Result/Refused | ASSOCIATED                         |
+| FORWARDING     | general- APDU for somebody else        | Forwarded      | ASSOCIATED                         |
 | ASSOCIATED     | release()                              |                | RELEASING                          |
 | RELEASING      | RLRE                                   | Released       | CLOSED                             |
 | any            | anything else, or a check that fails   | (raises)       | CLOSED                             |
 
 An association is used once: its challenge must be fresh, so a closed one stays closed. Everything a meter says in a
-ciphered association must come protected as it was asked; errors in clear are hints, marked as not authenticated.
+ciphered association must come in the form that was used to ask, protected as the policy demands; errors in clear are
+hints, marked as not authenticated. The xDLMS Initiate travels inside of AARQ and AARE and is never signed.
 
     association = Association(settings)
     event = association.receive(exchange(association.associate()))
@@ -26,22 +28,18 @@ ciphered association must come protected as it was asked; errors in clear are hi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
 
-from hsmkm.dlms import acse, axdr, ciphering, hls, xdlms
+from hsmkm.dlms import acse, axdr, ciphering, general, hls, xdlms
 from hsmkm.dlms.acse import AssociationRequest, AssociationResponse, Context
 from hsmkm.dlms.axdr import Data
-from hsmkm.dlms.ciphering import CipherKey, GloTag, InvocationCounter, ReceiveCounter
-from hsmkm.dlms.types import (
-    SYSTEM_TITLE_OCTETS,
-    AttributeRef,
-    LogicalName,
-    Mechanism,
-    MethodRef,
-    SecuritySuite,
-    SystemTitle,
-)
+from hsmkm.dlms.channel import Form, Opened
+from hsmkm.dlms.events import Associated, Event, Forwarded, RefusalKind, Refused, Released, Result, Send
+from hsmkm.dlms.general import TRANSACTION_OCTETS, GeneralKeyed, Header
+from hsmkm.dlms.hls import Handshake, Proof
+from hsmkm.dlms.protection import Protection
+from hsmkm.dlms.settings import AssociationSettings
+from hsmkm.dlms.types import SYSTEM_TITLE_OCTETS, AttributeRef, LogicalName, Mechanism, MethodRef, SystemTitle
 from hsmkm.dlms.xdlms import (
     ActionRequest,
     ActionResult,
@@ -55,14 +53,17 @@ from hsmkm.dlms.xdlms import (
     Response,
     SetRequest,
     SetResult,
+    Tag,
 )
 from hsmkm.errors import IntegrityError, ProtocolError, RefusedError
 
-PUBLIC_CLIENT_SAP = 16
-MANAGEMENT_SERVER_SAP = 1
 REPLY_TO_HLS = MethodRef(15, LogicalName(bytes([0, 0, 40, 0, 0, 255])), 1)
 LARGEST_VALUE = 1 << 20
 """Octets that a value in blocks may have; a meter that sends more is refused."""
+
+LARGEST_HEADER = 5 * (1 + 8)
+LARGEST_KEY_INFO = 4 + 3 + 2 * 96
+LARGEST_SIGNATURE = 1 + 3 + 2 + 96
 
 
 class State(Enum):
@@ -75,143 +76,16 @@ class State(Enum):
     GETTING = "getting"
     SETTING = "setting"
     ACTING = "acting"
+    FORWARDING = "forwarding"
     RELEASING = "releasing"
     CLOSED = "closed"
 
 
-class RefusalKind(Enum):
-    """What kind of answer refused; `Refused.code` is the number within the kind."""
-
-    DATA_ACCESS = "data-access-result"
-    ACTION = "action-result"
-    EXCEPTION = "exception-response"
-    REJECTED = "association-rejected"
-    CONFIRMED_SERVICE_ERROR = "confirmed-service-error"
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """The protocol needs another request: send it and pass its answer to `receive`."""
-
-    apdu: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Associated:
-    """The association is open; under HLS the meter has proved that it holds the keys."""
-
-    server_title: SystemTitle | None
-    max_pdu: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The service was done; `data` is what a GET or a method returned."""
-
-    data: Data | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The meter declined; where `authenticated` is False anybody on the way may have said so, `counter` included."""
-
-    reason: str
-    kind: RefusalKind
-    code: int
-    authenticated: bool
-    counter: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The association is closed in good order."""
-
-
-Event = Send | Associated | Result | Refused | Released
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssociationSettings:
-    """Who speaks to whom, and under what protection; `challenge` is 8 to 64 fresh random octets of the caller.
-
-    Raises RefusedError for a combination that is not spoken: mechanism 5 needs key, counters, challenge and the
-    meter's title; mechanism 0 has none of the first three.
-    """
-
-    client_sap: int
-    server_sap: int
-    client_title: SystemTitle | None = None
-    server_title: SystemTitle | None = None
-    mechanism: Mechanism = Mechanism.NONE
-    suite: SecuritySuite = SecuritySuite.SUITE_0
-    key: CipherKey | None = field(default=None, repr=False)
-    counter: InvocationCounter | None = None
-    receive_counter: ReceiveCounter | None = None
-    challenge: bytes = field(default=b"", repr=False)
-    max_pdu: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.mechanism is Mechanism.HLS_GMAC:
-            _Security.of(self)
-        elif self.mechanism is not Mechanism.NONE or self.key is not None:
-            raise RefusedError(
-                f"an association with mechanism {int(self.mechanism)} is not supported",
-                hint="use mechanism 5 with keys, or 0 without",
-            )
-
-
-def public(server_title: SystemTitle | None = None, *, server_sap: int = MANAGEMENT_SERVER_SAP) -> AssociationSettings:
-    """Give the settings of the public client, which has no security and may read a meter's counter and title."""
-    return AssociationSettings(client_sap=PUBLIC_CLIENT_SAP, server_sap=server_sap, server_title=server_title)
-
-
-@dataclass(frozen=True, slots=True)
-class _Security:
-    """The settings of a ciphered association, all present."""
-
-    client_title: SystemTitle
-    server_title: SystemTitle
-    suite: SecuritySuite
-    key: CipherKey
-    counter: InvocationCounter
-    receive_counter: ReceiveCounter
-    challenge: bytes
-
-    @classmethod
-    def of(cls, settings: AssociationSettings) -> _Security:
-        client, server, key = settings.client_title, settings.server_title, settings.key
-        counter, received = settings.counter, settings.receive_counter
-        if client is None or server is None or key is None or counter is None or received is None:
-            raise RefusedError("HLS with GMAC needs both titles, the keys and both counters")
-        if client == server:
-            raise RefusedError("client and meter have the same system title", hint="each holder of a key needs its own")
-        if not hls.challenge_fits(settings.challenge):
-            raise RefusedError("a challenge has 8 to 64 octets")
-        return cls(client, server, settings.suite, key, counter, received, settings.challenge)
-
-    @property
-    def control(self) -> int:
-        return ciphering.security_control(self.suite)
-
-    def protect(self, apdu: bytes) -> bytes:
-        return ciphering.protect(apdu, self.key, self.control, self.client_title, self.counter.next())
-
-    def unprotect(self, apdu: bytes, tag: GloTag) -> bytes:
-        if not apdu or apdu[0] != tag:
-            raise IntegrityError("the answer is not ciphered as the request was")
-        ciphered = ciphering.parse(apdu)
-        if ciphered.security_control != self.control:
-            raise IntegrityError("the answer is not ciphered as the request was")
-        plain = ciphering.unprotect(ciphered, self.key, self.server_title)
-        self.receive_counter.accept(ciphered.counter)
-        return plain
-
-
 _ANSWER_TAGS = {
-    State.AUTHENTICATING: GloTag.ACTION_RESPONSE,
-    State.GETTING: GloTag.GET_RESPONSE,
-    State.SETTING: GloTag.SET_RESPONSE,
-    State.ACTING: GloTag.ACTION_RESPONSE,
+    State.AUTHENTICATING: Tag.ACTION_RESPONSE,
+    State.GETTING: Tag.GET_RESPONSE,
+    State.SETTING: Tag.SET_RESPONSE,
+    State.ACTING: Tag.ACTION_RESPONSE,
 }
 
 
@@ -220,9 +94,15 @@ class Association:
 
     def __init__(self, settings: AssociationSettings) -> None:
         self.settings = settings
-        self._security = _Security.of(settings) if settings.key is not None else None
+        self._channel = settings.channel()
+        self._policy = settings.effective_policy
+        self._proof = settings.proof()
         self._state = State.IDLE
         self._invoke = 0
+        self._transactions = settings.transactions or ciphering.FreshCounter()
+        self._transaction = b""
+        self._authentic = False
+        self._peer_challenge = b""
         self._server_title: SystemTitle | None = None
         self._server_max_pdu = 0
         self._blocks = bytearray()
@@ -236,17 +116,16 @@ class Association:
     def associate(self) -> bytes:
         """Give the AARQ; raises RefusedError unless the association is idle."""
         self._leave(State.IDLE)
-        initiate = InitiateRequest(xdlms.CLIENT_CONFORMANCE, self.settings.max_pdu).encode()
-        if self._security is None:
-            request = AssociationRequest(context=Context.LOGICAL_NAMES, initiate=initiate)
-        else:
-            request = AssociationRequest(
-                context=Context.LOGICAL_NAMES_CIPHERED,
-                initiate=self._security.protect(initiate),
-                calling_title=self._security.client_title.octets,
-                mechanism=self.settings.mechanism,
-                challenge=self._security.challenge,
-            )
+        settings = self.settings
+        named = settings.mechanism is not Mechanism.NONE
+        title = settings.client_title if named else None
+        request = AssociationRequest(
+            context=self._context,
+            initiate=self._initiate(),
+            calling_title=title.octets if title else None,
+            mechanism=settings.mechanism if named else None,
+            challenge=self._authentication_value(),
+        )
         self._state = State.ASSOCIATING
         return request.encode()
 
@@ -267,6 +146,13 @@ class Association:
         self._leave(State.ASSOCIATED)
         return self._protected(ActionRequest(self._next_invoke(), ref, data), State.ACTING)
 
+    def forward(self, apdu: bytes) -> bytes:
+        """Give a third party's general- APDU as it is; raises RefusedError unless associated, or if it is too long."""
+        self._leave(State.ASSOCIATED)
+        self._check_length(len(apdu))
+        self._state = State.FORWARDING
+        return apdu
+
     def release(self) -> bytes:
         """Give the RLRQ; raises RefusedError unless associated."""
         self._leave(State.ASSOCIATED)
@@ -284,6 +170,8 @@ class Association:
             return self._service_answer(state, apdu)
         if state is State.ASSOCIATING:
             return _refused_in_clear(apdu) or self._associate_answer(acse.parse_response(apdu))
+        if state is State.FORWARDING:
+            return self._end(state, _refused_in_clear(apdu) or self._forwarded(apdu))
         if state is State.RELEASING:
             refused = _refused_in_clear(apdu)
             if refused is None:
@@ -299,21 +187,82 @@ class Association:
                 hint="a closed association is not opened again: make a new one",
             )
 
+    @property
+    def _context(self) -> Context:
+        return Context.LOGICAL_NAMES_CIPHERED if self._channel else Context.LOGICAL_NAMES
+
+    def _initiate(self) -> bytes:
+        settings, dedicated = self.settings, self.settings.dedicated
+        value = dedicated.reveal() if dedicated else None
+        if value is not None and len(value) != settings.suite.key_octets:
+            raise RefusedError(f"a dedicated key of suite {int(settings.suite)} has {settings.suite.key_octets} octets")
+        plain = InitiateRequest(xdlms.CLIENT_CONFORMANCE, settings.max_pdu, value).encode()
+        if self._channel is None:
+            return plain
+        protection = Protection.CIPHERED if dedicated else self._policy.request & Protection.CIPHERED
+        form = settings.form.for_initiate
+        return self._channel.protect(plain, protection, form, self._header(form, protection))
+
+    def _authentication_value(self) -> bytes | None:
+        if self.settings.mechanism is Mechanism.LLS and self.settings.password is not None:
+            return self.settings.password.reveal()
+        return self.settings.challenge if self._proof else None
+
+    def _header(self, form: Form, protection: Protection) -> Header | None:
+        """Number the transaction of a request that names one."""
+        channel = self._channel
+        if channel is None or (form is not Form.GENERAL and not protection & Protection.SIGNED):
+            return None
+        self._transaction = self._transactions.next().to_bytes(TRANSACTION_OCTETS, "big")
+        return Header(self._transaction, channel.own, channel.peer)
+
     def _next_invoke(self) -> int:
         self._invoke = (self._invoke + 1) & xdlms.INVOKE_MASK
         return self._invoke
 
     def _protected(self, request: Request, waiting: State) -> bytes:
-        plain = request.encode()
-        overhead = ciphering.LARGEST_OVERHEAD if self._security else 0
-        if self._server_max_pdu and len(plain) + overhead > self._server_max_pdu:
-            raise RefusedError(
-                f"the request has {len(plain)} octets, the meter takes {self._server_max_pdu}",
-                hint="send less at once, for example one key after the other",
-            )
-        apdu = plain if self._security is None else self._security.protect(plain)
+        apdu = request.encode()
+        self._check_length(len(apdu) + self._overhead)
+        if self._channel is not None:
+            form, protection = self.settings.form, self._policy.request
+            apdu = self._channel.protect(apdu, protection, form, self._header(form, protection))
         self._state = waiting
         return apdu
+
+    def _check_length(self, octets: int) -> None:
+        if self._server_max_pdu and octets > self._server_max_pdu:
+            raise RefusedError(
+                f"the request has {octets} octets, the meter takes {self._server_max_pdu}",
+                hint="send less at once, for example one key after the other",
+            )
+
+    @property
+    def _overhead(self) -> int:
+        """Octets that protection adds at most."""
+        if self._channel is None:
+            return 0
+        total = ciphering.LARGEST_OVERHEAD
+        if self.settings.form not in (Form.GLOBAL, Form.DEDICATED):
+            total += 1 + SYSTEM_TITLE_OCTETS
+        if self.settings.form is Form.GENERAL:
+            total += LARGEST_HEADER + LARGEST_KEY_INFO
+        if self._policy.request & Protection.SIGNED:
+            total += LARGEST_HEADER + LARGEST_SIGNATURE
+        return total
+
+    def _opened(self, apdu: bytes, tag: Tag, form: Form, demanded: Protection) -> bytes:
+        """Take the protection off an answer and check that it is as it was asked for."""
+        if self._channel is None:
+            return apdu
+        opened: Opened = self._channel.unprotect(apdu)
+        if not opened.protection.covers(demanded) or opened.form not in (form, None):
+            raise IntegrityError("the answer is not ciphered as the request was, or less than the policy demands")
+        if opened.header is not None and opened.header.transaction != self._transaction:
+            raise IntegrityError("the answer is that of another transaction")
+        if not opened.apdu or opened.apdu[0] != tag:
+            raise IntegrityError("the protected answer is that of another service")
+        self._authentic = opened.authentic
+        return opened.apdu
 
     def _associate_answer(self, answer: AssociationResponse) -> Event:
         if answer.result != 0:
@@ -324,33 +273,36 @@ class Association:
         refused = _refused_in_clear(information) if information else None
         if refused is not None:
             return refused
-        wanted = Context.LOGICAL_NAMES_CIPHERED if self._security else Context.LOGICAL_NAMES
-        if answer.context != wanted:
+        if answer.context != self._context:
             raise ProtocolError("the meter accepted another application context than proposed")
-        if self._security is None:
-            return self._associated(information)
-        return self._authenticate(self._security, answer, information)
+        demanded = self._policy.response & Protection.CIPHERED
+        plain = self._opened(information, Tag.INITIATE_RESPONSE, self.settings.form.for_initiate, demanded)
+        self._server_max_pdu = xdlms.parse_initiate_response(plain).max_pdu
+        return self._associated() if self._proof is None else self._authenticate(self._proof, answer)
 
-    def _associated(self, initiate: bytes) -> Event:
-        self._server_max_pdu = xdlms.parse_initiate_response(initiate).max_pdu
+    def _associated(self) -> Event:
         self._state = State.ASSOCIATED
         return Associated(self._server_title, self._server_max_pdu)
 
-    def _authenticate(self, security: _Security, answer: AssociationResponse, initiate: bytes) -> Event:
-        plain = security.unprotect(initiate, GloTag.INITIATE_RESPONSE)
-        self._server_max_pdu = xdlms.parse_initiate_response(plain).max_pdu
+    def _authenticate(self, proof: Proof, answer: AssociationResponse) -> Event:
         challenge = answer.challenge
         if answer.mechanism != self.settings.mechanism or challenge is None:
             raise IntegrityError("the meter opened the association without the mechanism that was asked for")
-        if not hls.challenge_fits(challenge) or challenge == security.challenge:
+        if not hls.challenge_fits(challenge) or challenge == self.settings.challenge:
             raise ProtocolError("the meter's challenge is our own, or not of 8 to 64 octets")
-        token = hls.token(security.key, security.suite, security.client_title, security.counter.next(), challenge)
+        self._peer_challenge = challenge
+        token = proof.answer(self._handshake)
         request = ActionRequest(self._next_invoke(), REPLY_TO_HLS, axdr.octet_string(token))
         return Send(self._protected(request, State.AUTHENTICATING))
 
+    @property
+    def _handshake(self) -> Handshake:
+        settings = self.settings
+        return Handshake(settings.client_title, settings.server_title, settings.challenge, self._peer_challenge)
+
     def _check_title(self, octets: bytes | None) -> None:
         expected = self.settings.server_title
-        if octets is None and self._security is None:
+        if octets is None and self._channel is None:
             return
         if octets is None or len(octets) != SYSTEM_TITLE_OCTETS:
             raise ProtocolError("the meter gave no system title of 8 octets")
@@ -364,7 +316,7 @@ class Association:
         refused = _refused_in_clear(apdu)
         if refused is not None:
             return self._end(state, refused)
-        plain = apdu if self._security is None else self._security.unprotect(apdu, _ANSWER_TAGS[state])
+        plain = self._opened(apdu, _ANSWER_TAGS[state], self.settings.form, self._policy.response)
         response = xdlms.parse_response(plain)
         if response.invoke != self._invoke:
             raise ProtocolError("the answer belongs to another request")
@@ -379,18 +331,23 @@ class Association:
             return self._outcome(state, response.error, None)
         if isinstance(response, ActionResult) and state is State.ACTING:
             return self._action_outcome(state, response)
-        if isinstance(response, ActionResult) and state is State.AUTHENTICATING and self._security is not None:
-            return self._authenticated(self._security, response)
+        if isinstance(response, ActionResult) and state is State.AUTHENTICATING and self._proof is not None:
+            return self._authenticated(self._proof, response)
         raise ProtocolError("the answer is that of another service")
 
-    def _authenticated(self, security: _Security, response: ActionResult) -> Event:
+    def _authenticated(self, proof: Proof, response: ActionResult) -> Event:
         if response.error:
             return self._action_outcome(State.AUTHENTICATING, response)
         if response.data is None:
             raise IntegrityError("the meter did not answer the challenge")
-        hls.verify(security.key, security.suite, security.server_title, security.challenge, response.data.octets())
-        self._state = State.ASSOCIATED
-        return Associated(self._server_title, self._server_max_pdu)
+        proof.check(self._handshake, response.data.octets())
+        return self._associated()
+
+    def _forwarded(self, apdu: bytes) -> Forwarded:
+        layer = general.parse(apdu)
+        if isinstance(layer, GeneralKeyed) or layer.header.recipient in (None, self.settings.client_title):
+            raise ProtocolError("the answer is not for the third party")
+        return Forwarded(apdu)
 
     def _action_outcome(self, state: State, response: ActionResult) -> Event:
         if response.error:
@@ -402,7 +359,7 @@ class Association:
 
     def _refused(self, kind: RefusalKind, code: int) -> Refused:
         reason = xdlms.DATA_ACCESS_RESULTS.get(code, f"{kind.value} {code}")
-        return Refused(reason, kind, code, authenticated=self._security is not None)
+        return Refused(reason, kind, code, authenticated=self._authentic)
 
     def _end(self, state: State, event: Event) -> Event:
         self._state = State.CLOSED if state is State.AUTHENTICATING else State.ASSOCIATED

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, RefusedError
 
 SYSTEM_TITLE_OCTETS = 8
 LOGICAL_NAME_OCTETS = 6
@@ -29,6 +29,21 @@ class SecuritySuite(IntEnum):
         """Length of a key of the suite after AES key wrap (RFC 3394), in octets."""
         return self.key_octets + 8
 
+    @property
+    def coordinate_octets(self) -> int:
+        """Length of a coordinate on the curve of the suite: 32 on P-256, 48 on P-384.
+
+        Raises RefusedError for suite 0, which has no public keys.
+        """
+        if self is SecuritySuite.SUITE_0:
+            raise RefusedError("security suite 0 has no public keys", hint="use suite 1 or 2")
+        return 48 if self is SecuritySuite.SUITE_2 else 32
+
+    @property
+    def point_octets(self) -> int:
+        """Length of X || Y; raises RefusedError for suite 0. A signature r || s has the same length."""
+        return 2 * self.coordinate_octets
+
 
 class KeyId(IntEnum):
     """key_id of Security Setup's key_transfer and key_agreement."""
@@ -50,6 +65,15 @@ class Mechanism(IntEnum):
     HLS_GMAC = 5
     HLS_SHA256 = 6
     HLS_ECDSA = 7
+
+    @property
+    def is_hls(self) -> bool:
+        """Whether both sides prove themselves by answers to challenges."""
+        return self >= Mechanism.HLS_MANUFACTURER
+
+
+WEAK_MECHANISMS = frozenset({Mechanism.HLS_MD5, Mechanism.HLS_SHA1})
+"""Mechanisms on broken digests; settings have to allow them."""
 
 
 @dataclass(frozen=True, order=True, slots=True)

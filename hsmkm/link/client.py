@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hsmkm.dlms.association import Associated, Association, Event, Refused, Released, Result, Send
+from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.events import Associated, Event, Forwarded, Refused, Released, Result, Send
 from hsmkm.dlms.types import AttributeRef, MethodRef
 from hsmkm.errors import ProtocolError, RefusedError
 from hsmkm.link.tcp import ApduLink
@@ -50,6 +51,13 @@ class Client:
     def action(self, ref: MethodRef, data: Data | None = None) -> Data | None:
         """Invoke a method and give its return value."""
         return self._result(self._association.action(ref, data))
+
+    def forward(self, apdu: bytes) -> bytes:
+        """Carry a third party's general- APDU to the meter and give the meter's answer; neither can be read here."""
+        event = self._drive(self._association.forward(apdu))
+        if isinstance(event, Forwarded):
+            return event.apdu
+        raise _unexpected()
 
     def release(self) -> None:
         """Close the association in good order; the link stays open."""

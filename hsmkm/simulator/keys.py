@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
+
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from hsmkm.dlms.ciphering import AUTHENTICATION, BOTH, ENCRYPTION, HIGHEST_COUNTER, TAG_OCTETS
+from hsmkm.dlms.ciphering import AUTHENTICATION, BOTH, ENCRYPTION, HIGHEST_COUNTER, TAG_OCTETS, CipherKey
+from hsmkm.dlms.hls import DigestAlgorithm
+from hsmkm.dlms.types import SecuritySuite
 from hsmkm.errors import IntegrityError, RefusedError
+from hsmkm.simulator import key_pairs
 
 _FIRST_BLOCK = (2).to_bytes(4, "big")
 
@@ -84,3 +92,84 @@ class SoftwareReceiveCounter:
         if value < self.lowest:
             raise IntegrityError("the invocation counter is below the lowest acceptable one")
         self.lowest = value + 1
+
+
+class SoftwareSecret:
+    """An LLS or HLS secret in host memory; fulfils `hsmkm.dlms.hls.Password` and `SecretDigest`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """Give the password."""
+        return self._value
+
+    def digest(self, algorithm: DigestAlgorithm, before: bytes, after: bytes) -> bytes:
+        """Give the digest of before || secret || after."""
+        return hashlib.new(algorithm.value, before + self._value + after, usedforsecurity=False).digest()
+
+
+class SoftwareDedicatedKey:
+    """A dedicated key in host memory with the GAK; fulfils `hsmkm.dlms.settings.DedicatedKey`."""
+
+    __slots__ = ("_value", "cipher")
+
+    def __init__(self, value: bytes, gak: bytes) -> None:
+        self._value = value
+        self.cipher = SoftwareKeys(value, gak)
+
+    def reveal(self) -> bytes:
+        """Give the value."""
+        return self._value
+
+
+class SoftwareWrapping:
+    """A master key in host memory, and the GAK for the keys under it; fulfils `hsmkm.dlms.general_keys.KeyWrapping`."""
+
+    __slots__ = ("_gak", "_master")
+
+    def __init__(self, master: bytes, gak: bytes) -> None:
+        self._master = master
+        self._gak = gak
+
+    def fresh(self) -> tuple[bytes, CipherKey]:
+        """Make a key and give it wrapped, and to use."""
+        key = secrets.token_bytes(len(self._master))
+        return aes_key_wrap(self._master, key), SoftwareKeys(key, self._gak)
+
+    def unwrap(self, wrapped: bytes) -> CipherKey:
+        """Open a wrapped key; raises IntegrityError."""
+        try:
+            return SoftwareKeys(aes_key_unwrap(self._master, wrapped), self._gak)
+        except (InvalidUnwrap, ValueError):
+            raise IntegrityError("the key is not wrapped under this master key") from None
+
+
+class SoftwareAgreement:
+    """A key-agreement key pair in host memory, and the GAK; fulfils `hsmkm.dlms.general_keys.KeyAgreement`."""
+
+    __slots__ = ("_gak", "_private", "_suite")
+
+    def __init__(self, suite: SecuritySuite, private: ec.EllipticCurvePrivateKey, gak: bytes) -> None:
+        self._suite = suite
+        self._private = private
+        self._gak = gak
+
+    def ephemeral(self, peer: bytes, other_info: bytes) -> tuple[bytes, CipherKey]:
+        """Agree by a new pair with the peer's static point."""
+        private = key_pairs.generate(self._suite)
+        return key_pairs.point_of(private.public_key()), self._derived(private, peer, other_info)
+
+    def from_ephemeral(self, point: bytes, other_info: bytes) -> CipherKey:
+        """Agree by the static key with the peer's ephemeral point."""
+        return self._derived(self._private, point, other_info)
+
+    def static(self, peer: bytes, other_info: bytes) -> CipherKey:
+        """Agree by the static key with the peer's static point."""
+        return self._derived(self._private, peer, other_info)
+
+    def _derived(self, private: ec.EllipticCurvePrivateKey, peer: bytes, other_info: bytes) -> CipherKey:
+        public = key_pairs.public_of(self._suite, peer)
+        return SoftwareKeys(key_pairs.derive(self._suite, private, public, other_info), self._gak)

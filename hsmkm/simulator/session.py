@@ -10,10 +10,11 @@ from enum import Enum
 
 from hsmkm.dlms import acse, axdr, ciphering, hls, xdlms
 from hsmkm.dlms.acse import AssociationRequest, AssociationResponse, Context
-from hsmkm.dlms.association import PUBLIC_CLIENT_SAP, REPLY_TO_HLS
+from hsmkm.dlms.association import REPLY_TO_HLS
 from hsmkm.dlms.ciphering import Ciphered, GloTag
 from hsmkm.dlms.octets import Octets
 from hsmkm.dlms.security_setup import key_transfer_method
+from hsmkm.dlms.settings import PUBLIC_CLIENT_SAP
 from hsmkm.dlms.types import SYSTEM_TITLE_OCTETS, KeyId, Mechanism, SystemTitle
 from hsmkm.dlms.xdlms import (
     ActionRequest,

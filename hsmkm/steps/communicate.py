@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmkm.config import MeterModel, load_model
-from hsmkm.dlms.association import Association, AssociationSettings
+from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.settings import AssociationSettings
 from hsmkm.dlms.types import AttributeRef, LogicalName, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.link.client import Client, MeterRefusedError

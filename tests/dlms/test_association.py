@@ -8,19 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.dlms import acse, axdr, ciphering, security_setup
-from hsmkm.dlms.association import (
-    Associated,
-    Association,
-    AssociationSettings,
-    Event,
-    RefusalKind,
-    Refused,
-    Released,
-    Result,
-    Send,
-    State,
-    public,
-)
+from hsmkm.dlms.association import Association, State
+from hsmkm.dlms.events import Associated, Event, RefusalKind, Refused, Released, Result, Send
+from hsmkm.dlms.settings import AssociationSettings, public
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, MethodRef, SecuritySuite, SystemTitle
 from hsmkm.dlms.xdlms import ActionResult, ExceptionResponse, GetBlock, GetResult
 from hsmkm.errors import IntegrityError, ProtocolError, RefusedError

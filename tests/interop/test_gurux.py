@@ -12,8 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
 from hsmkm.dlms import security_setup
-from hsmkm.dlms.association import Association, AssociationSettings, RefusalKind, public
+from hsmkm.dlms.association import Association
+from hsmkm.dlms.events import RefusalKind
 from hsmkm.dlms.security_setup import Attribute, KeyTransfer
+from hsmkm.dlms.settings import AssociationSettings, public
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import TransportError
 from hsmkm.link.client import Client, MeterRefusedError

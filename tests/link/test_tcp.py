@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from hsmkm.dlms.association import Association, RefusalKind, Refused, public
+from hsmkm.dlms.association import Association
+from hsmkm.dlms.events import RefusalKind, Refused
+from hsmkm.dlms.settings import public
 from hsmkm.dlms.types import AttributeRef, LogicalName
 from hsmkm.errors import ProtocolError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.dlms import security_setup
-from hsmkm.dlms.association import Association, AssociationSettings, public
+from hsmkm.dlms.association import Association
 from hsmkm.dlms.security_setup import KeyTransfer
+from hsmkm.dlms.settings import AssociationSettings, public
 from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import InputError, IntegrityError, RefusedError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError

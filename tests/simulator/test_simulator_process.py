@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hsmkm.dlms.association import Association, public
+from hsmkm.dlms.association import Association
 from hsmkm.dlms.security_setup import Attribute, attribute
+from hsmkm.dlms.settings import public
 from hsmkm.dlms.types import KeyId, SecuritySuite, SystemTitle
 from hsmkm.link.client import Client
 from hsmkm.link.tcp import TcpLink
