@@ -97,9 +97,10 @@ def readable_secret() -> Attributes:
     return secret_key(KeyType.GENERIC_SECRET, frozenset(), on_token=False, sensitive=False, extractable=True)
 
 
-def shared_secret() -> Attributes:
-    """List the attributes of an ECDH secret: no usage at all; it can be digested and destroyed."""
-    return secret_key(KeyType.GENERIC_SECRET, frozenset(), on_token=False, sensitive=True, extractable=False)
+def shared_secret(*, derives: bool) -> Attributes:
+    """List the attributes of an ECDH secret and of what is made of it on the way: digested, or derived from, only."""
+    usages = frozenset({Attribute.DERIVE}) if derives else frozenset()
+    return secret_key(KeyType.GENERIC_SECRET, usages, on_token=False, sensitive=True, extractable=False)
 
 
 def storage_key(*, guarded: bool) -> Attributes:

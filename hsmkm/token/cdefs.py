@@ -141,6 +141,7 @@ typedef struct {
     CK_ULONG kdf; CK_ULONG ulSharedDataLen; unsigned char *pSharedData;
     CK_ULONG ulPublicDataLen; unsigned char *pPublicData;
 } CK_ECDH1_DERIVE_PARAMS;
+typedef struct { unsigned char *pData; CK_ULONG ulLen; } CK_KEY_DERIVATION_STRING_DATA;
 """
 
 

@@ -293,17 +293,38 @@ class Session:
             raise self._blame(code, "C_Decrypt", self._altered.decrypt, "the authentication tag is wrong")
         return int(self._length[0])
 
-    def derive_ecdh(self, mechanism: int, private: int, point: bytes, template: Template) -> int:
-        """Agree on a secret that stays in the token (CKD_NULL: the x-coordinate as it is)."""
-        public = ffi.new("unsigned char[]", point)
+    def derive_ecdh(
+        self, mechanism: int, private: int, point: bytes, template: Template, kdf: int = _CKD_NULL, shared: bytes = b""
+    ) -> int:
+        """Agree on a secret that stays in the token: the x-coordinate as it is, or what the token's KDF makes of it."""
+        public, data = ffi.new("unsigned char[]", point), ffi.new("unsigned char[]", shared or 1)
         parameters = ffi.new(
-            "CK_ECDH1_DERIVE_PARAMS *", {"kdf": _CKD_NULL, "ulPublicDataLen": len(point), "pPublicData": public}
+            "CK_ECDH1_DERIVE_PARAMS *",
+            {
+                "kdf": kdf,
+                "ulSharedDataLen": len(shared),
+                "pSharedData": data if shared else ffi.NULL,
+                "ulPublicDataLen": len(point),
+                "pPublicData": public,
+            },
         )
+        return self._derive(mechanism, parameters, ffi.sizeof("CK_ECDH1_DERIVE_PARAMS"), private, template)
+
+    def derive_with_data(self, mechanism: int, base: int, data: bytes, template: Template) -> int:
+        """Make a key of another key and octets of the host's (PKCS#11 2.40, section 2.43)."""
+        octets = ffi.new("unsigned char[]", data)
+        parameters = ffi.new("CK_KEY_DERIVATION_STRING_DATA *", {"pData": octets, "ulLen": len(data)})
+        return self._derive(mechanism, parameters, ffi.sizeof("CK_KEY_DERIVATION_STRING_DATA"), base, template)
+
+    def derive_hash(self, mechanism: int, base: int, template: Template) -> int:
+        """Make a key of the first octets of another key's hash (PKCS#11 2.40, section 2.20)."""
+        return self._derive(mechanism, ffi.NULL, 0, base, template)
+
+    def _derive(self, mechanism: int, parameters: Any, octets: int, base: int, template: Template) -> int:  # noqa: ANN401 - a C structure
         structure = ffi.new(
-            "CK_MECHANISM *",
-            {"mechanism": mechanism, "pParameter": parameters, "ulParameterLen": ffi.sizeof("CK_ECDH1_DERIVE_PARAMS")},
+            "CK_MECHANISM *", {"mechanism": mechanism, "pParameter": parameters, "ulParameterLen": octets}
         )
-        self._call("C_DeriveKey", structure, private, template.array, template.count, self._object)
+        self._call("C_DeriveKey", structure, base, template.array, template.count, self._object)
         return int(self._object[0])
 
     def digest_key(self, mechanism: int, before: bytes, key: int, after: bytes, out: Any) -> None:  # noqa: ANN401 - C memory

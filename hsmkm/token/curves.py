@@ -74,6 +74,16 @@ def decode(name: str, point: bytes) -> ec.EllipticCurvePublicKey:
         raise InputError(f"a point is not on {name}", hint="the sender's key is wrong") from error
 
 
+def encode_raw(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Write a point as DLMS does, X || Y: 64 octets on P-256, 96 on P-384."""
+    return encode(key)[1:]
+
+
+def decode_raw(name: str, point: bytes) -> ec.EllipticCurvePublicKey:
+    """Read X || Y; InputError if it has another length or is not on the curve."""
+    return decode(name, bytes((_OCTET_STRING,)) + point)
+
+
 def from_token(ec_params: bytes, ec_point: bytes) -> ec.EllipticCurvePublicKey:
     """Read CKA_EC_PARAMS and CKA_EC_POINT, a DER OCTET STRING; TokenRefusedError for another curve or form."""
     for name, known in _PARAMETERS.items():

@@ -14,14 +14,16 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from pkcs11 import Attribute, KeyType
 
 from hsmkm.errors import HsmkmError, IntegrityError, TokenRefusedError
-from hsmkm.token import attributes
-from hsmkm.token.agreement import agree_as_recipient, agree_as_sender
+from hsmkm.token import attributes, curves
+from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
+from hsmkm.token.derivation import Kdf, choose_rung
 from hsmkm.token.keyring import STORAGE
 from hsmkm.token.profile import load_profile
+from hsmkm.token.secret import digest_secret
 from hsmkm.token.session import open_session
 from hsmkm.token.signer import TokenSigner
 from hsmkm.token.template import Template
-from hsmkm.token.types import KeyRole, Use
+from hsmkm.token.types import Digest, KeyRole, SecretRole, Use
 from hsmkm.token.vault import Vault
 
 if TYPE_CHECKING:
@@ -168,6 +170,32 @@ def _agree(vault: Vault) -> str:
     return "ECDH on P-256 and P-384 with the X9.63 KDF; both sides agree"
 
 
+def _agree_dlms(vault: Vault) -> str:
+    for suite, curve in ((1, "P-256"), (2, "P-384")):
+        label = f"probe:{vault.random(8).hex()}"
+        try:
+            vault.create_ec_key(label, curve, usage="derive")
+            static = curves.encode_raw(vault.public_key(label))
+            with (
+                make_ephemeral_pair(vault, suite) as pair,
+                agree_dlms(vault, pair, static, b"probe", KeyRole.GUEK) as ours,
+                agree_dlms(vault, label, pair.point, b"probe", KeyRole.GUEK) as theirs,
+            ):
+                if vault.seal(ours) != vault.seal(theirs):
+                    raise FailedProbeError("two sides of an agreement differ", hint="do not use this token")
+        finally:
+            vault.key_pairs.destroy(label)
+    return f"ECDH with the SP 800-56A KDF ({choose_rung(vault, Kdf.SP800)}); both sides agree"
+
+
+def _secrets(vault: Vault) -> str:
+    with vault.generate_secret(SecretRole.HLS, 16) as secret:
+        sealed = vault.seal(secret)
+    for digest in Digest:
+        digest_secret(vault, sealed, digest, b"probe", b"")
+    return "HLS secrets sealed, and hashed with MD5, SHA-1 and SHA-256"
+
+
 def _readable_unwrap(vault: Vault) -> str:
     if not vault.session.profile.guards.unwrap_template:
         return "not enforced by this token: host code can read a key it unwraps"
@@ -204,6 +232,8 @@ _PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
     ("MAC", _mac),
     ("sign", _sign),
     ("agree", _agree),
+    ("agree with a meter", _agree_dlms),
+    ("secrets", _secrets),
     ("guard: readable unwrap", _readable_unwrap),
     ("guard: fixed usage", _fixed_usage),
 )
@@ -212,9 +242,14 @@ _PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
 def _exposures(settings: TokenSettings, profile: Profile) -> list[Finding]:
     """Declare which values pass through host memory with this token and policy."""
     found = [Finding("exposure: GAK", ok=True, detail="in a wiped buffer while APDUs are protected (DLMS requires it)")]
-    if "digest-key" in profile.ladders["kdf_x963"]:
-        detail = "once in a wiped buffer" if settings.kdf_on_host else "forbidden: packages cannot be sent or opened"
-        found.append(Finding("exposure: agreed key", ok=settings.kdf_on_host, detail=detail, hint="token.kdf_on_host"))
+    for ladder, work in (("kdf_x963", "packages"), ("kdf_sp800", "key agreement with meters")):
+        if profile.ladders[ladder][:1] == ("digest-key",):
+            detail = "once in a wiped buffer" if settings.kdf_on_host else f"forbidden: no {work}"
+            name = f"exposure: agreed key, {work}"
+            found.append(Finding(name, ok=settings.kdf_on_host, detail=detail, hint="policy.kdf_on_host"))
+    if "digest-readable" in profile.ladders["digest_md5"][:1]:
+        detail = "readable in the token while a response of HLS 3 is made"
+        found.append(Finding("exposure: HLS secret", ok=True, detail=detail))
     if not profile.guards.unwrap_template:
         found.append(Finding("exposure: wrapped keys", ok=True, detail="readable to whoever holds the token's PIN"))
     return found

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _RUNGS: Mapping[str, frozenset[str]] = {
-    "kdf_x963": frozenset({"digest-key"}),
-    "kdf_sp800": frozenset({"digest-key"}),
+    "kdf_x963": frozenset({"native", "digest-key"}),
+    "kdf_sp800": frozenset({"native", "concatenate", "digest-key"}),
     "gcm": frozenset({"native"}),
     "gak_read": frozenset({"readable"}),
     "import": frozenset({"create-object"}),
@@ -46,6 +46,20 @@ class Mechanisms:
     ec_key_pair_gen: int
     ecdsa: int
     ecdh1_derive: int
+    concatenate_base_and_data: int
+    concatenate_data_and_base: int
+    sha256_key_derivation: int
+    sha384_key_derivation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kdfs:
+    """The numbers this token gives the key derivation functions of C_DeriveKey with ECDH."""
+
+    sha256_x963: int
+    sha384_x963: int
+    sha256_sp800: int
+    sha384_sp800: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,7 @@ class Profile:
     max_session_objects: int
     environment: Mapping[str, str]
     mechanisms: Mechanisms
+    kdfs: Kdfs
     ladders: Mapping[str, tuple[str, ...]]
     guards: Guards
     altered: Altered
@@ -132,6 +147,7 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         max_session_objects=int(values["max_session_objects"]),
         environment={str(name): str(path) for name, path in values["environment"].items()},
         mechanisms=Mechanisms(**values["mechanisms"]),
+        kdfs=Kdfs(**values["kdfs"]),
         ladders=_ladders(values["ladders"]),
         guards=Guards(**values["guards"]),
         altered=Altered(unwrap=_codes(altered["unwrap"]), decrypt=_codes(altered["decrypt"])),

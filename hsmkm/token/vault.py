@@ -311,11 +311,15 @@ class Vault:
                 self._proven.add(template)
         return KeyHandle(self.session, number, role, use, octets)
 
-    def adopt(self, listed: Attributes, value: Any, role: CarrierRole) -> KeyHandle:  # noqa: ANN401 - C memory
-        """Make a carrier key of a value in C memory, which stays its owner's to wipe."""
+    def adopt(self, listed: Attributes, value: Any, role: Role, use: Use = Use.IN_USE) -> KeyHandle:  # noqa: ANN401 - C memory
+        """Make a key of a value in C memory, which stays its owner's to wipe."""
         template = Template(listed | {Attribute.VALUE: value})
         number = self.session.cryptoki.create(template)
-        return self._made(number, template, role, Use.IN_USE, ffi.sizeof(value))
+        return self._made(number, template, role, use, ffi.sizeof(value))
+
+    def adopt_object(self, number: int, template: Template, role: Role, use: Use, octets: int) -> KeyHandle:
+        """Make the handle of a key that the token derived, after reading it back."""
+        return self._made(number, template, role, use, octets)
 
 
 def _secret_octets(role: SecretRole, octets: int) -> int:
