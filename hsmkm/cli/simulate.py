@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hsmkm.simulator.meter import Activation, Fault, Meter, MeterSettings
+from hsmkm.simulator.behaviour import Activation, Fault, MeterSettings
+from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serve
 from hsmkm.simulator.state import load, save_to
 
@@ -21,8 +22,8 @@ def meter(
     activate: Annotated[
         Activation, typer.Option(help="When a transferred key takes effect.")
     ] = Activation.AFTER_RESPONSE,
-    fault: Annotated[Fault | None, typer.Option(help="How the next key transfers go wrong.")] = None,
-    fault_count: Annotated[int, typer.Option(help="How many key transfers the fault hits, -1 for all.")] = 1,
+    fault: Annotated[Fault | None, typer.Option(help="How the next new keys go wrong.")] = None,
+    fault_count: Annotated[int, typer.Option(help="How many times the fault hits, -1 for all.")] = 1,
     *,
     ic_reset: Annotated[bool, typer.Option("--ic-reset", help="Counters restart when the GUEK changes.")] = False,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Security Setup, class_id 64: its attributes, and the data of key_transfer (IEC 62056-6-2 clause 4.4.7)."""
+"""Security Setup, class_id 64: its attributes and methods, and the data of key_transfer (IEC 62056-6-2 clause 4.4.7).
+
+The data of key_agreement is in `agreement`, that of the methods for certificates in `certificates`.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,27 @@ WRAPPED_OCTETS = frozenset(suite.wrapped_octets for suite in SecuritySuite)
 
 
 class Attribute(IntEnum):
-    """Attributes of Security Setup version 0."""
+    """Attributes of Security Setup; the last is of version 1."""
 
     LOGICAL_NAME = 1
     SECURITY_POLICY = 2
     SECURITY_SUITE = 3
     CLIENT_SYSTEM_TITLE = 4
     SERVER_SYSTEM_TITLE = 5
+    CERTIFICATES = 6
 
 
 class Method(IntEnum):
-    """Methods of Security Setup version 0; key_transfer was named global_key_transfer there."""
+    """Methods of Security Setup; version 0 has the first two, and names key_transfer global_key_transfer."""
 
     SECURITY_ACTIVATE = 1
     KEY_TRANSFER = 2
+    KEY_AGREEMENT = 3
+    GENERATE_KEY_PAIR = 4
+    GENERATE_CERTIFICATE_REQUEST = 5
+    IMPORT_CERTIFICATE = 6
+    EXPORT_CERTIFICATE = 7
+    REMOVE_CERTIFICATE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +60,14 @@ def attribute(which: Attribute, setup: int = 0) -> AttributeRef:
     return AttributeRef(CLASS_ID, logical_name(setup), which)
 
 
+def method(which: Method, setup: int = 0) -> MethodRef:
+    """Name a method of a security setup."""
+    return MethodRef(CLASS_ID, logical_name(setup), which)
+
+
 def key_transfer_method(setup: int = 0) -> MethodRef:
     """Name the method key_transfer of a security setup."""
-    return MethodRef(CLASS_ID, logical_name(setup), Method.KEY_TRANSFER)
+    return method(Method.KEY_TRANSFER, setup)
 
 
 def invocation_counter(setup: int = 0) -> AttributeRef:

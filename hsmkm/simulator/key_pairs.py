@@ -24,7 +24,7 @@ def generate(suite: SecuritySuite) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(curve_of(suite))
 
 
-def digest_of(curve: ec.EllipticCurve) -> hashes.HashAlgorithm:
+def digest_of(curve: ec.EllipticCurve) -> hashes.SHA256 | hashes.SHA384:
     """The digest that goes with a curve."""
     return hashes.SHA256() if isinstance(curve, ec.SECP256R1) else hashes.SHA384()
 

@@ -1,34 +1,26 @@
-"""A virtual meter without I/O: its keys, objects and faults. `session` is one connection to it.
-
-When a transferred key becomes effective varies in the field, and so do the ways to fail; both are settings here.
-"""
+"""A virtual meter without I/O: its keys, counters and objects. `session` is one connection to it."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-
-from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
+from collections.abc import Mapping
 
 from hsmkm.dlms import axdr, security_setup
 from hsmkm.dlms.axdr import Data
-from hsmkm.dlms.security_setup import Attribute, KeyTransfer
-from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, SystemTitle
-from hsmkm.errors import ProtocolError
-from hsmkm.simulator.keys import SoftwareKeys
+from hsmkm.dlms.certificates import CertificateType
+from hsmkm.dlms.channel import Channel, Traffic
+from hsmkm.dlms.general_keys import Agreement, GeneralKeys
+from hsmkm.dlms.hls import DIGESTS, DigestProof, GmacProof, Proof, SignatureProof
+from hsmkm.dlms.security_setup import Attribute
+from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SystemTitle
+from hsmkm.errors import IntegrityError
+from hsmkm.simulator.behaviour import MeterSettings
+from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, point_of
+from hsmkm.simulator.keys import SoftwareAgreement, SoftwareKeys, SoftwareSecret, SoftwareWrapping
+from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS, SecuritySetup
 from hsmkm.simulator.state import MeterState, Save
 
-SUCCESS = 0
-TEMPORARY_FAILURE = 2
-READ_WRITE_DENIED = 3
 OBJECT_UNDEFINED = 4
-TYPE_UNMATCHED = 12
-OTHER_REASON = 250
 
-AUTHENTICATED_AND_ENCRYPTED = 3
-EVERY_TRANSFER = -1
 PROFILE_OCTETS = 5000
 _PROFILE = axdr.octet_string(bytes(at & 0xFF for at in range(PROFILE_OCTETS)))
 
@@ -37,37 +29,8 @@ ACTIVE_ENERGY = AttributeRef(3, LogicalName.parse("1.0.1.8.0.255"), 2)
 LONG_VALUE = AttributeRef(1, LogicalName.parse("0.0.128.0.0.255"), 2)
 
 
-class Activation(StrEnum):
-    """When a transferred key becomes effective."""
-
-    NOW = "now"
-    AFTER_RESPONSE = "after-response"
-    RELEASE = "release"
-
-
-class Fault(StrEnum):
-    """How a key_transfer goes wrong."""
-
-    REJECT = "reject"
-    DROP_BEFORE = "drop-before"
-    DROP_AFTER = "drop-after"
-    LIE = "lie"
-    FIRST_ONLY = "first-only"
-
-
-class DroppedError(Exception):
-    """The meter closes the connection and does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeterSettings:
-    """How a meter behaves; a fault hits the next `fault_count` key transfers, -1 for all."""
-
-    activate: Activation = Activation.AFTER_RESPONSE
-    ic_reset: bool = False
-    fault: Fault | None = None
-    fault_count: int = 1
-    challenge: Callable[[int], bytes] = secrets.token_bytes
+class StaleCounterError(IntegrityError):
+    """The counter of an APDU with a good tag is below the lowest acceptable one."""
 
 
 def _forget(_state: MeterState) -> None:
@@ -75,37 +38,23 @@ def _forget(_state: MeterState) -> None:
 
 
 class Meter:
-    """One device; `save` is called with its state before it answers, whenever keys or counters changed."""
+    """One device; `save` is called with its state before it answers, whenever that changed."""
 
     def __init__(self, state: MeterState, settings: MeterSettings | None = None, save: Save = _forget) -> None:
         self.state = state
         self.settings = settings or MeterSettings()
         self._save = save
-        self._faults_left = self.settings.fault_count
         self._changed = False
+        self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed)
 
     @property
     def title(self) -> SystemTitle:
         """The meter's system title."""
         return self.state.system_title
 
-    def cipher_key(self) -> SoftwareKeys:
-        """The unicast keys that are effective now."""
-        return SoftwareKeys(self.state.keys[KeyId.GUEK], self.state.keys[KeyId.GAK])
-
-    def next_counter(self) -> int:
-        """Take a counter value for an APDU or token of the meter's own."""
+    def changed(self) -> None:
+        """Note that the state is another than what was saved."""
         self._changed = True
-        self.state.tx_ic += 1
-        return self.state.tx_ic - 1
-
-    def accepts(self, counter: int) -> bool:
-        """Take the counter of an APDU whose tag fits, unless it is below the lowest acceptable one."""
-        if counter < self.state.rx_ic:
-            return False
-        self._changed = True
-        self.state.rx_ic = counter + 1
-        return True
 
     def store(self) -> None:
         """Save the state if it changed since the last time."""
@@ -114,67 +63,148 @@ class Meter:
             self._changed = False
 
     def activate(self, keys: Mapping[KeyId, bytes]) -> None:
-        """Make transferred keys effective."""
+        """Make new keys effective."""
         self.state.keys.update(keys)
         if KeyId.GUEK in keys and self.settings.ic_reset:
             self.state.tx_ic, self.state.rx_ic = 1, 0
         self._changed = True
         self.store()
 
+    def unicast(self) -> Traffic:
+        """The unicast keys that are effective now."""
+        counters = _UnicastCounters(self)
+        return Traffic(self._keys(KeyId.GUEK), counters, counters)
+
+    def under(self, key: bytes) -> SoftwareKeys:
+        """A key together with the GAK that is effective now."""
+        return SoftwareKeys(key, self.state.keys[KeyId.GAK])
+
+    def _keys(self, key_id: KeyId) -> SoftwareKeys:
+        return self.under(self.state.keys[key_id])
+
+    def channel(self, client: SystemTitle, unicast: Traffic | None) -> Channel:
+        """What protects the conversation with a client, or with a third party, which has no unicast keys."""
+        state = self.state
+        signing = state.key_pairs.get(CertificateType.DIGITAL_SIGNATURE)
+        theirs = self.security_setup.certificates.public_key(client, CertificateType.DIGITAL_SIGNATURE)
+        return Channel(
+            suite=state.suite,
+            own=self.title,
+            peer=client,
+            under_global=unicast,
+            general=self.general_keys(client, unicast),
+            signer=SoftwareSigner(signing) if signing else None,
+            verifier=SoftwareVerifier(theirs) if theirs else None,
+        )
+
+    def general_keys(self, client: SystemTitle, unicast: Traffic | None) -> GeneralKeys:
+        """The keys of general-ciphering with a client, or with a third party."""
+        gak = self.state.keys[KeyId.GAK]
+        if unicast is None:
+            return GeneralKeys(suite=self.state.suite, agreement=self._agreement(client, gak))
+        broadcast = NamedCounters(self, f"broadcast:{client}")
+        return GeneralKeys(
+            suite=self.state.suite,
+            guek=unicast,
+            gbek=Traffic(self._keys(KeyId.GBEK), broadcast, broadcast, broadcast=True),
+            wrapping=SoftwareWrapping(self.state.keys[KeyId.MASTER], gak),
+            agreement=self._agreement(client, gak),
+        )
+
+    def _agreement(self, client: SystemTitle, gak: bytes) -> Agreement | None:
+        state, known = self.state, self.security_setup.certificates
+        own, signing = (
+            state.key_pairs.get(kind) for kind in (CertificateType.KEY_AGREEMENT, CertificateType.DIGITAL_SIGNATURE)
+        )
+        peer = known.public_key(client, CertificateType.KEY_AGREEMENT)
+        theirs = known.public_key(client, CertificateType.DIGITAL_SIGNATURE)
+        if own is None or signing is None or peer is None or theirs is None:
+            return None
+        counters = NamedCounters(self, f"agreed:{client}")
+        return Agreement(
+            holder=SoftwareAgreement(state.suite, own, gak),
+            peer_point=point_of(peer),
+            signer=SoftwareSigner(signing),
+            verifier=SoftwareVerifier(theirs),
+            sent=counters,
+            received=counters,
+            algorithms=self.settings.algorithms,
+        )
+
+    def proof(self, mechanism: Mechanism, client: SystemTitle | None, unicast: Traffic) -> Proof | None:
+        """A mechanism with the meter's keys, or None where they are missing."""
+        state = self.state
+        if mechanism in DIGESTS and state.secret:
+            return DigestProof(mechanism, SoftwareSecret(state.secret))
+        if mechanism is Mechanism.HLS_GMAC:
+            return GmacProof(unicast.key, state.suite, unicast.sent)
+        signing = state.key_pairs.get(CertificateType.DIGITAL_SIGNATURE)
+        if mechanism is not Mechanism.HLS_ECDSA or client is None or signing is None:
+            return None
+        theirs = self.security_setup.certificates.public_key(client, CertificateType.DIGITAL_SIGNATURE)
+        return SignatureProof(state.suite, SoftwareSigner(signing), SoftwareVerifier(theirs)) if theirs else None
+
+    def transactions(self, originator: SystemTitle) -> NamedCounters:
+        """The lowest transaction-id that is acceptable from somebody, which guards fresh keys and signatures."""
+        return NamedCounters(self, f"transaction:{originator}")
+
     def read(self, ref: AttributeRef, client_title: bytes, *, public: bool) -> tuple[int, Data | None]:
         """Read an attribute: a Data-Access-Result, and the value where that is 0.
 
         The counter object tells the last counter accepted, and 0 before the first.
         """
-        state = self.state
         open_to_all = {
-            security_setup.invocation_counter(): axdr.double_long_unsigned(max(state.rx_ic - 1, 0)),
+            security_setup.invocation_counter(): axdr.double_long_unsigned(max(self.state.rx_ic - 1, 0)),
             security_setup.attribute(Attribute.SERVER_SYSTEM_TITLE): axdr.octet_string(self.title.octets),
             LOGICAL_DEVICE_NAME: axdr.octet_string(self.title.octets[:3] + self.title.octets[3:].hex().encode()),
-        }
-        to_clients = {
-            ACTIVE_ENERGY: axdr.double_long_unsigned(123_456),
-            LONG_VALUE: _PROFILE,
-            security_setup.attribute(Attribute.LOGICAL_NAME): axdr.octet_string(security_setup.logical_name().octets),
-            security_setup.attribute(Attribute.SECURITY_POLICY): axdr.enum(AUTHENTICATED_AND_ENCRYPTED),
-            security_setup.attribute(Attribute.SECURITY_SUITE): axdr.enum(state.suite),
-            security_setup.attribute(Attribute.CLIENT_SYSTEM_TITLE): axdr.octet_string(client_title),
         }
         if ref in open_to_all:
             return SUCCESS, open_to_all[ref]
         if public:
             return READ_WRITE_DENIED, None
+        to_clients = {ACTIVE_ENERGY: axdr.double_long_unsigned(123_456), LONG_VALUE: _PROFILE}
+        to_clients |= self.security_setup.attributes(client_title)
         return (SUCCESS, to_clients[ref]) if ref in to_clients else (OBJECT_UNDEFINED, None)
 
-    def transfer(self, data: Data | None) -> tuple[int, dict[KeyId, bytes]]:
-        """Take a key_transfer: an Action-Result, and the keys to make effective; some faults raise DroppedError."""
-        fault = self._next_fault()
-        if fault is Fault.REJECT:
-            return TEMPORARY_FAILURE, {}
-        if fault is Fault.DROP_BEFORE:
-            raise DroppedError
-        try:
-            keys = self._unwrap(security_setup.decode_key_transfer(data)) if data is not None else None
-        except (ProtocolError, InvalidUnwrap):
-            return OTHER_REASON, {}
-        if keys is None:
-            return TYPE_UNMATCHED, {}
-        if fault is Fault.LIE:
-            return SUCCESS, {}
-        if fault is Fault.DROP_AFTER:
-            self.activate(keys)
-            raise DroppedError
-        return SUCCESS, dict(list(keys.items())[:1]) if fault is Fault.FIRST_ONLY else keys
 
-    def _unwrap(self, transfers: tuple[KeyTransfer, ...]) -> dict[KeyId, bytes]:
-        if any(len(transfer.wrapped) != self.state.suite.wrapped_octets for transfer in transfers):
-            raise ProtocolError("a key of the wrong length for the suite")
-        master = self.state.keys[KeyId.MASTER]
-        return {transfer.key_id: aes_key_unwrap(master, transfer.wrapped) for transfer in transfers}
+class _UnicastCounters:
+    """The counters of the GUEK."""
 
-    def _next_fault(self) -> Fault | None:
-        if self.settings.fault is None or self._faults_left == 0:
-            return None
-        if self._faults_left != EVERY_TRANSFER:
-            self._faults_left -= 1
-        return self.settings.fault
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def next(self) -> int:
+        """Take a value for an APDU or token of the meter's own."""
+        self._meter.changed()
+        self._meter.state.tx_ic += 1
+        return self._meter.state.tx_ic - 1
+
+    def accept(self, value: int) -> None:
+        """Take the counter of an APDU whose tag fits; raises StaleCounterError."""
+        if value < self._meter.state.rx_ic:
+            raise StaleCounterError("the invocation counter is below the lowest acceptable one")
+        self._meter.changed()
+        self._meter.state.rx_ic = value + 1
+
+
+class NamedCounters:
+    """Further durable counters of the meter."""
+
+    def __init__(self, meter: Meter, name: str) -> None:
+        self._meter = meter
+        self._name = name
+
+    def next(self) -> int:
+        """Take a value of the meter's own, from 1."""
+        sent = self._meter.state.sent
+        sent[self._name] = sent.get(self._name, 0) + 1
+        self._meter.changed()
+        return sent[self._name]
+
+    def accept(self, value: int) -> None:
+        """Take an authenticated value; raises IntegrityError for one that may be a replay."""
+        lowest = self._meter.state.lowest
+        if value < lowest.get(self._name, 0):
+            raise IntegrityError("the counter is below the lowest acceptable one")
+        lowest[self._name] = value + 1
+        self._meter.changed()

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from hsmkm.errors import TransportError
-from hsmkm.simulator.meter import DroppedError, Meter
+from hsmkm.simulator.behaviour import DroppedError
+from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.session import Session
 
 LOOPBACK = "127.0.0.1"

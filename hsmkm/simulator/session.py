@@ -1,6 +1,6 @@
 """One connection to a virtual meter: the server's side of associations, APDU in, APDU out.
 
-States: idle -> (AARQ with HLS) pending -> (f(StoC) fits) associated; the public client goes from idle to associated.
+States: idle -> (AARQ with HLS) pending -> (f(StoC) fits) associated; without HLS from idle to associated.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import hmac
 from enum import Enum
 
-from hsmkm.dlms import acse, axdr, ciphering, hls, xdlms
+from hsmkm.dlms import acse, axdr, general, hls, xdlms
 from hsmkm.dlms.acse import AssociationRequest, AssociationResponse, Context
 from hsmkm.dlms.association import REPLY_TO_HLS
-from hsmkm.dlms.ciphering import Ciphered, GloTag
+from hsmkm.dlms.channel import Channel, Form, Opened, Traffic
+from hsmkm.dlms.ciphering import FreshCounter
+from hsmkm.dlms.general import AgreedKey, GeneralKeyed, Header, IdentifiedKey, KeyParameters
+from hsmkm.dlms.general_keys import GeneralKeys, KeyChoice
+from hsmkm.dlms.hls import Handshake, Proof
 from hsmkm.dlms.octets import Octets
-from hsmkm.dlms.security_setup import key_transfer_method
+from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.settings import PUBLIC_CLIENT_SAP
 from hsmkm.dlms.types import SYSTEM_TITLE_OCTETS, KeyId, Mechanism, SystemTitle
 from hsmkm.dlms.xdlms import (
@@ -21,28 +25,24 @@ from hsmkm.dlms.xdlms import (
     ActionResult,
     ConfirmedServiceError,
     ExceptionResponse,
-    GetBlock,
-    GetNext,
-    GetRequest,
-    GetResult,
-    InitiateRequest,
     InitiateResponse,
     Request,
     Response,
-    SetResult,
 )
-from hsmkm.errors import InputError, IntegrityError, ProtocolError
-from hsmkm.simulator.meter import READ_WRITE_DENIED, SUCCESS, Activation, Meter
+from hsmkm.errors import InputError, IntegrityError, ProtocolError, RefusedError
+from hsmkm.simulator.behaviour import Activation
+from hsmkm.simulator.meter import Meter, StaleCounterError
+from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS
+from hsmkm.simulator.services import BLOCK_OVERHEAD, GENERAL_OVERHEAD, Rights, Services
 
 MAX_PDU = 1024
 CHALLENGE_OCTETS = 16
-BLOCK_OVERHEAD = 64
 
 REJECTED = 1
 NO_REASON = 1
+CONTEXT_NOT_SUPPORTED = 2
+MECHANISM_NOT_RECOGNISED = 11
 AUTHENTICATION_FAILURE = 13
-DATA_BLOCK_UNAVAILABLE = 14
-NO_LONG_GET = 16
 OTHER_REASON_OF_SERVICE = 3
 
 _INITIATE_ERROR = ConfirmedServiceError(1, 6, 0).encode()
@@ -57,8 +57,12 @@ class _State(Enum):
     ASSOCIATED = 2
 
 
-class _StaleError(Exception):
-    """The counter of an APDU with a good tag is below the lowest acceptable one."""
+class _RejectedError(Exception):
+    """The AARQ is declined, with its diagnostic."""
+
+    def __init__(self, diagnostic: int) -> None:
+        super().__init__(diagnostic)
+        self.diagnostic = diagnostic
 
 
 class Session:
@@ -66,30 +70,32 @@ class Session:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._reset()
+
+    def _reset(self) -> None:
         self._state = _State.IDLE
-        self._key = meter.cipher_key()
+        self._unicast = self._meter.unicast()
+        self._channel: Channel | None = None
+        self._third: dict[SystemTitle, Channel] = {}
         self._client: SystemTitle | None = None
         self._public = False
-        self._client_challenge = b""
-        self._own_challenge = b""
-        self._client_max_pdu = 0
-        self._pending: dict[KeyId, bytes] = {}
-        self._long_value = b""
-        self._block = 0
-        self._carrier = 0
+        self._proof: Proof | None = None
+        self._handshake: Handshake | None = None
+        self._services = Services(self._meter, 0)
+        self._carrier: int | None = None
         self._lowest = 0
 
     def receive(self, apdu: bytes, client_sap: int) -> bytes:
         """Answer one APDU; the meter's state is saved before."""
         try:
             answer = self._dispatch(apdu, client_sap)
-        except (ProtocolError, InputError):
-            answer = _NOT_UNDERSTOOD
-        except IntegrityError:
-            answer = _UNDECIPHERABLE
-        except _StaleError:
+        except StaleCounterError:
             lowest = self._meter.state.rx_ic
             answer = ExceptionResponse(1, xdlms.INVOCATION_COUNTER_ERROR, lowest).encode()
+        except (ProtocolError, InputError):
+            answer = _NOT_UNDERSTOOD
+        except (IntegrityError, RefusedError):
+            answer = _UNDECIPHERABLE
         finally:
             self._meter.store()
         return answer
@@ -105,11 +111,19 @@ class Session:
         self._state = _State.IDLE
 
     def _activate(self) -> None:
-        if self._pending:
-            self._meter.activate(self._pending)
-            self._pending = {}
-        if self._state is not _State.IDLE:
-            self._key = self._meter.cipher_key()
+        if self._services.pending:
+            self._meter.activate(self._services.pending)
+            self._services.pending = {}
+            self._unicast = self._meter.unicast()
+            self._renew_channel()
+
+    def _renew_channel(self) -> None:
+        """Go on under the keys that are effective now; the dedicated key stays, but under the new GAK."""
+        if self._channel is None or self._client is None:
+            return
+        dedicated = self._channel.under_dedicated
+        self._channel = self._meter.channel(self._client, self._unicast)
+        self._channel.under_dedicated = dedicated
 
     def _dispatch(self, apdu: bytes, client_sap: int) -> bytes:
         tag = Octets(apdu).peek()
@@ -121,162 +135,180 @@ class Session:
             return acse.release_response()
         if self._state is _State.IDLE:
             return _NOT_ASSOCIATED
-        if self._public:
-            return self._serve(xdlms.parse_request(apdu)).encode()
-        return self._serve_ciphered(apdu)
+        if self._channel is None:
+            return self._serve(xdlms.parse_request(apdu), Rights(self._client, self._public, authentic=False)).encode()
+        third = self._third_party(apdu)
+        return self._serve_protected(apdu, third or self._channel, is_client=third is None)
 
     def _associate(self, apdu: bytes, client_sap: int) -> bytes:
         self._activate()
-        self._state, self._public, self._client = _State.IDLE, False, None
-        self._key = self._meter.cipher_key()
+        self._reset()
         request = acse.parse_request(apdu)
         try:
-            return self._accept(request, client_sap)
-        except (ProtocolError, IntegrityError, _StaleError):
-            return self._reject(request.context, NO_REASON)
+            return self._accept(request, client_sap).encode()
+        except _RejectedError as rejected:
+            diagnostic = rejected.diagnostic
+        except (ProtocolError, IntegrityError, RefusedError):
+            diagnostic = NO_REASON
+        self._reset()
+        return AssociationResponse(
+            context=request.context, result=REJECTED, diagnostic=diagnostic, user_information=_INITIATE_ERROR
+        ).encode()
 
-    def _accept(self, request: AssociationRequest, client_sap: int) -> bytes:
-        if client_sap == PUBLIC_CLIENT_SAP:
-            return self._accept_public(request)
+    def _accept(self, request: AssociationRequest, client_sap: int) -> AssociationResponse:
+        mechanism = self._mechanism(request, client_sap)
         title = request.calling_title
-        if request.mechanism != Mechanism.HLS_GMAC or title is None or len(title) != SYSTEM_TITLE_OCTETS:
-            return self._reject(request.context, AUTHENTICATION_FAILURE)
-        if request.context != Context.LOGICAL_NAMES_CIPHERED or not hls.challenge_fits(request.challenge or b""):
-            return self._reject(request.context, NO_REASON)
-        self._client = SystemTitle(title)
-        initiate = xdlms.parse_initiate_request(self._decipher(request.initiate, GloTag.INITIATE_REQUEST))
-        self._client_challenge = request.challenge or b""
-        self._own_challenge = self._meter.settings.challenge(CHALLENGE_OCTETS)
-        self._state = _State.PENDING
-        answer = self._encipher(self._initiate(initiate).encode())
+        if title is not None and len(title) == SYSTEM_TITLE_OCTETS:
+            self._client = SystemTitle(title)
+        self._open_context(request)
+        own_challenge = self._authenticate_request(request, mechanism)
+        answer = self._initiate(request.initiate)
+        self._state = _State.PENDING if self._proof else _State.ASSOCIATED
         return AssociationResponse(
             context=request.context,
             result=0,
-            diagnostic=acse.AUTHENTICATION_REQUIRED,
+            diagnostic=acse.AUTHENTICATION_REQUIRED if self._proof else 0,
             responding_title=self._meter.title.octets,
-            mechanism=Mechanism.HLS_GMAC,
-            challenge=self._own_challenge,
+            mechanism=mechanism if self._proof else None,
+            challenge=own_challenge,
             user_information=answer,
-        ).encode()
-
-    def _accept_public(self, request: AssociationRequest) -> bytes:
-        if request.mechanism or request.context != Context.LOGICAL_NAMES:
-            return self._reject(request.context, NO_REASON)
-        initiate = self._initiate(xdlms.parse_initiate_request(request.initiate))
-        self._state, self._public = _State.ASSOCIATED, True
-        response = AssociationResponse(
-            context=request.context,
-            result=0,
-            responding_title=self._meter.title.octets,
-            user_information=initiate.encode(),
         )
-        return response.encode()
 
-    def _reject(self, context: int, diagnostic: int) -> bytes:
-        response = AssociationResponse(
-            context=context,
-            result=REJECTED,
-            diagnostic=diagnostic,
-            user_information=_INITIATE_ERROR,
-        )
-        return response.encode()
+    def _mechanism(self, request: AssociationRequest, client_sap: int) -> Mechanism:
+        """Give the mechanism if this client may use it; the public client may only use none, in a plain context."""
+        number = request.mechanism or 0
+        self._public = client_sap == PUBLIC_CLIENT_SAP
+        if self._public:
+            if number or request.context != Context.LOGICAL_NAMES:
+                raise _RejectedError(NO_REASON)
+            return Mechanism.NONE
+        if number not in self._meter.state.mechanisms:
+            raise _RejectedError(AUTHENTICATION_FAILURE if number == 0 else MECHANISM_NOT_RECOGNISED)
+        return Mechanism(number)
 
-    def _initiate(self, request: InitiateRequest) -> InitiateResponse:
-        self._client_max_pdu = request.max_pdu
-        return InitiateResponse(request.conformance & xdlms.CLIENT_CONFORMANCE, MAX_PDU)
+    def _open_context(self, request: AssociationRequest) -> None:
+        if request.context == Context.LOGICAL_NAMES_CIPHERED and self._client is not None:
+            self._channel = self._meter.channel(self._client, self._unicast)
+        elif request.context != Context.LOGICAL_NAMES or (not self._public and self._meter.state.demands.request):
+            raise _RejectedError(CONTEXT_NOT_SUPPORTED)
 
-    @property
-    def _control(self) -> int:
-        return ciphering.security_control(self._meter.state.suite)
+    def _authenticate_request(self, request: AssociationRequest, mechanism: Mechanism) -> bytes | None:
+        """Check the password of mechanism 1, or give our challenge for HLS."""
+        value = request.challenge or b""
+        if mechanism is Mechanism.LLS:
+            password = self._meter.state.password
+            if not password or not hmac.compare_digest(password, value):
+                raise _RejectedError(AUTHENTICATION_FAILURE)
+        if not mechanism.is_hls:
+            return None
+        self._proof = self._meter.proof(mechanism, self._client, self._unicast)
+        if self._proof is None or not hls.challenge_fits(value):
+            raise _RejectedError(AUTHENTICATION_FAILURE)
+        challenge = self._meter.settings.challenge(CHALLENGE_OCTETS)
+        self._handshake = Handshake(self._meter.title, self._client, challenge, value)
+        return challenge
 
-    def _decipher(self, apdu: bytes, *tags: GloTag) -> bytes:
-        ciphered: Ciphered = ciphering.parse(apdu)
-        if ciphered.tag not in tags or ciphered.security_control != self._control or self._client is None:
+    def _initiate(self, octets: bytes) -> bytes:
+        """Take the InitiateRequest, which may bring a dedicated key, and give the protected answer."""
+        channel = self._channel
+        opened = channel.unprotect(octets) if channel else Opened(octets)
+        demands = self._meter.state.demands
+        if channel is not None and not opened.protection.covers(demands.request & Protection.CIPHERED):
             raise IntegrityError("the request is not protected as the security policy demands")
-        plain = ciphering.unprotect(ciphered, self._key, self._client)
-        self._lowest, self._carrier = self._meter.state.rx_ic, ciphered.counter
-        if not self._meter.accepts(ciphered.counter):
-            raise _StaleError
-        return plain
+        request = xdlms.parse_initiate_request(opened.apdu)
+        if request.dedicated_key is not None:
+            self._take_dedicated(request.dedicated_key, opened)
+        plain = opened.form in (Form.GLOBAL, None) and not demands.response & Protection.SIGNED
+        self._services = Services(self._meter, request.max_pdu, BLOCK_OVERHEAD if plain else GENERAL_OVERHEAD)
+        answer = InitiateResponse(request.conformance & xdlms.CLIENT_CONFORMANCE, MAX_PDU).encode()
+        if channel is None:
+            return answer
+        wanted = (demands.response | opened.protection) & Protection.CIPHERED
+        return self._answered(channel, answer, opened, wanted)
 
-    def _encipher(self, apdu: bytes) -> bytes:
-        return ciphering.protect(apdu, self._key, self._control, self._meter.title, self._meter.next_counter())
+    def _take_dedicated(self, value: bytes, opened: Opened) -> None:
+        if self._channel is None or not opened.protection.covers(Protection.CIPHERED):
+            raise IntegrityError("a dedicated key travels authenticated and encrypted")
+        if len(value) != self._meter.state.suite.key_octets:
+            raise ProtocolError("a dedicated key of the wrong length for the suite")
+        counters = FreshCounter(), FreshCounter()
+        self._channel.under_dedicated = Traffic(self._meter.under(value), *counters, fresh=True)
 
-    def _serve_ciphered(self, apdu: bytes) -> bytes:
-        plain = self._decipher(apdu, GloTag.GET_REQUEST, GloTag.SET_REQUEST, GloTag.ACTION_REQUEST)
-        answer = self._encipher(self._serve(xdlms.parse_request(plain)).encode())
+    def _third_party(self, apdu: bytes) -> Channel | None:
+        """The channel of whoever a general- APDU is from, unless that is the client."""
+        if self._state is not _State.ASSOCIATED or apdu[0] not in (general.GENERAL_CIPHERING, general.GENERAL_SIGNING):
+            return None
+        layer = general.parse(apdu)
+        if isinstance(layer, GeneralKeyed) or layer.header.originator == self._client:
+            return None
+        originator = layer.header.originator
+        return self._third.setdefault(originator, self._meter.channel(originator, None))
+
+    def _serve_protected(self, apdu: bytes, channel: Channel, *, is_client: bool) -> bytes:
+        lowest = self._meter.state.rx_ic
+        opened = channel.unprotect(apdu)
+        demands = self._meter.state.demands
+        if not opened.protection.covers(demands.request) or not (is_client or opened.authentic):
+            raise IntegrityError("the request is not protected as the security policy demands")
+        if opened.header is not None:
+            self._meter.transactions(channel.peer).accept(opened.header.transaction_number)
+        if is_client:
+            self._lowest, self._carrier = lowest, opened.counter if _under_guek(opened) else None
+        rights = Rights(channel.peer, public=False, authentic=opened.authentic)
+        response = self._serve(xdlms.parse_request(opened.apdu), rights).encode()
+        answer = self._answered(channel, response, opened, demands.response | opened.protection)
         if self._meter.settings.activate is Activation.NOW:
             self._activate()
         return answer
 
-    def _serve(self, request: Request) -> Response:
-        if isinstance(request, ActionRequest):
-            return self._action(request)
-        if self._state is not _State.ASSOCIATED:
-            raise ProtocolError("the client has not proved itself")
-        if isinstance(request, GetRequest):
-            return self._get(request)
-        if isinstance(request, GetNext):
-            return self._next_block(request)
-        return SetResult(request.invoke, READ_WRITE_DENIED)
+    def _answered(self, channel: Channel, apdu: bytes, opened: Opened, protection: Protection) -> bytes:
+        """Protect an answer in the form of its request, under the same kind of key."""
+        form = opened.form or Form.GLOBAL
+        header: Header | None = opened.header.answered_by(self._meter.title) if opened.header else None
+        if isinstance(channel.general, GeneralKeys) and form is Form.GENERAL:
+            channel.general.choice = _choice(opened)
+        return channel.protect(apdu, protection, form, header)
 
-    def _get(self, request: GetRequest) -> Response:
-        title = self._client.octets if self._client else b""
-        error, data = self._meter.read(request.ref, title, public=self._public)
-        result = GetResult(request.invoke, error, data)
-        if data is None or not self._client_max_pdu or len(result.encode()) <= self._block_octets:
-            return result
-        self._long_value, self._block = axdr.encode(data), 1
-        return self._current_block(request.invoke)
-
-    @property
-    def _block_octets(self) -> int:
-        return max(self._client_max_pdu - BLOCK_OVERHEAD, 1)
-
-    def _next_block(self, request: GetNext) -> Response:
-        if not self._long_value or request.number != self._block:
-            error = DATA_BLOCK_UNAVAILABLE if self._long_value else NO_LONG_GET
-            return GetBlock(request.invoke, last=True, number=request.number, error=error)
-        self._block += 1
-        return self._current_block(request.invoke)
-
-    def _current_block(self, invoke: int) -> GetBlock:
-        size = self._block_octets
-        start = (self._block - 1) * size
-        raw = self._long_value[start : start + size]
-        last = start + size >= len(self._long_value)
-        if last:
-            self._long_value = b""
-        return GetBlock(invoke, last, self._block, SUCCESS, raw)
-
-    def _action(self, request: ActionRequest) -> ActionResult:
+    def _serve(self, request: Request, rights: Rights) -> Response:
         if self._state is _State.PENDING:
             return self._authenticate(request)
-        if self._public or request.ref != key_transfer_method():
-            return ActionResult(request.invoke, READ_WRITE_DENIED)
-        error, keys = self._meter.transfer(request.data)
-        self._pending.update(keys)
-        return ActionResult(request.invoke, error)
+        return self._services.serve(request, rights)
 
-    def _authenticate(self, request: ActionRequest) -> ActionResult:
-        if request.ref != REPLY_TO_HLS or request.data is None or self._client is None:
+    def _authenticate(self, request: Request) -> ActionResult:
+        proof, handshake = self._proof, self._handshake
+        if not isinstance(request, ActionRequest) or request.ref != REPLY_TO_HLS or request.data is None:
             raise ProtocolError("the client has not proved itself")
-        if not self._proved(self._client, request.data.octets()):
+        if proof is None or handshake is None or not self._proved(proof, handshake, request.data.octets()):
             self._state = _State.IDLE
             return ActionResult(request.invoke, READ_WRITE_DENIED)
         self._state = _State.ASSOCIATED
-        meter = self._meter
-        answer = hls.token(self._key, meter.state.suite, meter.title, meter.next_counter(), self._client_challenge)
-        return ActionResult(request.invoke, SUCCESS, axdr.octet_string(answer))
+        return ActionResult(request.invoke, SUCCESS, axdr.octet_string(proof.answer(handshake)))
 
-    def _proved(self, client: SystemTitle, token: bytes) -> bool:
-        """Check f(StoC); its counter must be fresh and another than its carrier's, or an IV was used twice."""
-        if hmac.compare_digest(self._own_challenge, self._client_challenge):
+    def _proved(self, proof: Proof, handshake: Handshake, token: bytes) -> bool:
+        """Check f(StoC); a counter in it must be fresh and another than its carrier's, or an IV was used twice."""
+        if hmac.compare_digest(handshake.own_challenge, handshake.peer_challenge):
             return False
         try:
-            counter = hls.verify(self._key, self._meter.state.suite, client, self._own_challenge, token)
+            counter = proof.check(handshake, token)
+            if counter is None:
+                return True
+            if counter < self._lowest or counter == self._carrier:
+                return False
+            if self._carrier is None or counter > self._carrier:
+                self._unicast.received.accept(counter)
         except IntegrityError:
             return False
-        if counter < self._lowest or counter == self._carrier:
-            return False
-        return counter < self._carrier or self._meter.accepts(counter)
+        return True
+
+
+def _under_guek(opened: Opened) -> bool:
+    """Whether the APDU used up a counter value of the GUEK."""
+    return opened.form in (Form.GLOBAL, Form.GENERAL_GLOBAL) or opened.key_info == IdentifiedKey(KeyId.GUEK)
+
+
+def _choice(opened: Opened) -> KeyChoice:
+    """Under which key an APDU is answered; PREVIOUS where the meter cannot, or need not, name one of its own."""
+    if isinstance(opened.key_info, AgreedKey):
+        one_pass = opened.key_info.parameters is KeyParameters.ONE_PASS
+        return KeyChoice.ONE_PASS if one_pass else KeyChoice.STATIC
+    return KeyChoice.PREVIOUS

@@ -1,7 +1,17 @@
 """What a virtual meter keeps over a restart, and the file that holds it.
 
-The file is JSON, readable by its owner only: {"system_title": 16 hex digits, "suite": n, "keys": {"guek": hex, "gbek":
-hex, "gak": hex, "master": hex}, "tx_ic": next counter the meter sends, "rx_ic": lowest counter it accepts}.
+The file is JSON, readable by its owner only. Needed are "system_title" (16 hex digits), "suite" and "keys" ("guek",
+"gbek", "gak", "master" in hex). The rest has defaults:
+
+| name                            | meaning                                                                  |
+|---------------------------------|--------------------------------------------------------------------------|
+| tx_ic, rx_ic                    | next counter the meter sends, lowest counter it accepts under the GUEK   |
+| version, policy                 | of the Security Setup object; policy as its attribute has it             |
+| mechanisms                      | authentication mechanisms that clients may use                           |
+| password, secret                | of mechanism 1, and of 3, 4 and 6; hex                                   |
+| sent, lowest                    | further counters by name                                                 |
+| key_pairs, new_key_pairs        | by certificate type, PKCS#8 in hex; new ones wait for their certificate  |
+| certificates, anchors           | DER in hex; anchors are only placed here, never over the wire            |
 """
 
 from __future__ import annotations
@@ -11,26 +21,64 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from hsmkm.dlms.types import KeyId, SecuritySuite, SystemTitle
-from hsmkm.errors import InputError
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+)
+
+from hsmkm.dlms.certificates import CertificateType
+from hsmkm.dlms.protection import SecurityPolicy
+from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite, SystemTitle
+from hsmkm.errors import InputError, ProtocolError
 
 Save = Callable[["MeterState"], None]
+KeyPairs = dict[CertificateType, ec.EllipticCurvePrivateKey]
+
+DEFAULT_POLICIES = (0x03, 0x6C)
 
 
 @dataclass(slots=True)
 class MeterState:
-    """The keys and counters of one device; raises InputError for keys that do not fit the suite."""
+    """The keys, counters and certificates of one device; raises InputError for keys that do not fit the suite."""
 
     system_title: SystemTitle
     suite: SecuritySuite
     keys: dict[KeyId, bytes] = field(repr=False)
     tx_ic: int = 1
     rx_ic: int = 0
+    version: int = 0
+    policy: int | None = None
+    mechanisms: frozenset[Mechanism] = frozenset({Mechanism.HLS_GMAC})
+    password: bytes = field(default=b"", repr=False)
+    secret: bytes = field(default=b"", repr=False)
+    sent: dict[str, int] = field(default_factory=dict)
+    lowest: dict[str, int] = field(default_factory=dict)
+    key_pairs: KeyPairs = field(default_factory=dict, repr=False)
+    new_key_pairs: KeyPairs = field(default_factory=dict, repr=False)
+    certificates: list[bytes] = field(default_factory=list, repr=False)
+    anchors: list[bytes] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if set(self.keys) != set(KeyId) or any(len(key) != self.suite.key_octets for key in self.keys.values()):
             raise InputError(f"a meter of suite {int(self.suite)} has four keys of {self.suite.key_octets} octets")
+        if self.version not in (0, 1):
+            raise InputError("a Security Setup is of version 0 or 1")
+        if self.policy is None:
+            self.policy = DEFAULT_POLICIES[self.version]
+        try:
+            _ = self.demands
+        except ProtocolError as error:
+            raise InputError(error.message) from None
+
+    @property
+    def demands(self) -> SecurityPolicy:
+        """What the security policy demands."""
+        return SecurityPolicy.parse(self.version, self.policy or 0)
 
 
 def encode(state: MeterState) -> str:
@@ -41,6 +89,17 @@ def encode(state: MeterState) -> str:
         "keys": {key_id.name.lower(): key.hex() for key_id, key in state.keys.items()},
         "tx_ic": state.tx_ic,
         "rx_ic": state.rx_ic,
+        "version": state.version,
+        "policy": state.policy,
+        "mechanisms": sorted(state.mechanisms),
+        "password": state.password.hex(),
+        "secret": state.secret.hex(),
+        "sent": state.sent,
+        "lowest": state.lowest,
+        "key_pairs": _written(state.key_pairs),
+        "new_key_pairs": _written(state.new_key_pairs),
+        "certificates": [der.hex() for der in state.certificates],
+        "anchors": [der.hex() for der in state.anchors],
     }
     return json.dumps(document, indent=1)
 
@@ -55,6 +114,7 @@ def decode(text: str) -> MeterState:
             _keys(document["keys"]),
             int(document.get("tx_ic", 1)),
             int(document.get("rx_ic", 0)),
+            **_rest(document),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"this is not a meter's state: {type(error).__name__}") from None
@@ -62,6 +122,46 @@ def decode(text: str) -> MeterState:
 
 def _keys(document: Mapping[str, str]) -> dict[KeyId, bytes]:
     return {KeyId[name.upper()]: bytes.fromhex(value) for name, value in document.items()}
+
+
+def _rest(document: Mapping[str, Any]) -> dict[str, Any]:
+    readers: dict[str, Callable[[Any], Any]] = {
+        "version": int,
+        "policy": lambda value: None if value is None else int(value),
+        "mechanisms": lambda numbers: frozenset(Mechanism(number) for number in numbers),
+        "password": bytes.fromhex,
+        "secret": bytes.fromhex,
+        "sent": _counters,
+        "lowest": _counters,
+        "key_pairs": _read,
+        "new_key_pairs": _read,
+        "certificates": _octets,
+        "anchors": _octets,
+    }
+    return {name: reader(document[name]) for name, reader in readers.items() if name in document}
+
+
+def _counters(document: Mapping[str, int]) -> dict[str, int]:
+    return {str(name): int(value) for name, value in document.items()}
+
+
+def _octets(texts: list[str]) -> list[bytes]:
+    return [bytes.fromhex(text) for text in texts]
+
+
+def _written(pairs: KeyPairs) -> dict[str, str]:
+    form = Encoding.DER, PrivateFormat.PKCS8, NoEncryption()
+    return {str(int(kind)): pair.private_bytes(*form).hex() for kind, pair in pairs.items()}
+
+
+def _read(document: Mapping[str, str]) -> KeyPairs:
+    pairs: KeyPairs = {}
+    for kind, text in document.items():
+        pair = load_der_private_key(bytes.fromhex(text), None)
+        if not isinstance(pair, ec.EllipticCurvePrivateKey):
+            raise TypeError(kind)
+        pairs[CertificateType(int(kind))] = pair
+    return pairs
 
 
 def load(path: Path) -> MeterState:

@@ -14,8 +14,9 @@ from hsmkm.dlms.settings import AssociationSettings, public
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, MethodRef, SecuritySuite, SystemTitle
 from hsmkm.dlms.xdlms import ActionResult, ExceptionResponse, GetBlock, GetResult
 from hsmkm.errors import IntegrityError, ProtocolError, RefusedError
+from hsmkm.simulator.behaviour import MeterSettings
 from hsmkm.simulator.keys import SoftwareCounter, SoftwareKeys, SoftwareReceiveCounter
-from hsmkm.simulator.meter import ACTIVE_ENERGY, LONG_VALUE, PROFILE_OCTETS, Meter, MeterSettings
+from hsmkm.simulator.meter import ACTIVE_ENERGY, LONG_VALUE, PROFILE_OCTETS, Meter
 from hsmkm.simulator.session import Session
 from hsmkm.simulator.state import MeterState
 

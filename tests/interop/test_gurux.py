@@ -112,8 +112,7 @@ def test_all_keys_are_renewed_and_the_old_ones_refused(start_meter: StartMeter, 
     guek, gak, master = (secrets.token_bytes(16) for _ in range(3))
     with head.associated() as client:
         transfer(client, MASTER, {KeyId.GUEK: guek, KeyId.GAK: gak})
-        if activate == "release":
-            client.release()
+        client.release()
     assert head.refused(GUEK, GAK).event.kind is RefusalKind.REJECTED
     with head.associated(guek, gak) as client:
         transfer(client, MASTER, {KeyId.MASTER: master})

@@ -20,8 +20,9 @@ from hsmkm.errors import InputError, IntegrityError, RefusedError, TransportErro
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.link.tcp import TcpLink
 from hsmkm.simulator import state as state_file
+from hsmkm.simulator.behaviour import Activation, DroppedError, Fault, MeterSettings
 from hsmkm.simulator.keys import SoftwareCounter, SoftwareKeys, SoftwareReceiveCounter
-from hsmkm.simulator.meter import ACTIVE_ENERGY, Activation, DroppedError, Fault, Meter, MeterSettings
+from hsmkm.simulator.meter import ACTIVE_ENERGY, Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.session import Session
 from hsmkm.simulator.state import MeterState
