@@ -146,11 +146,14 @@ def kept_private_key(usage: Attribute) -> Attributes:
 
 
 def ec_pair_at_birth(parameters: bytes) -> tuple[Attributes, Attributes]:
-    """List the attributes of a key-agreement pair while it signs its request: session objects that may be copied."""
+    """List the attributes of a key-agreement pair while it signs its request: session objects that may be copied.
+
+    The public half may verify: NSS signs and verifies something with each pair that it makes.
+    """
     free: Attributes = {Attribute.MODIFIABLE: True, Attribute.COPYABLE: True}
     public = ec_public_key(Attribute.DERIVE, parameters, on_token=False) | free
     private = ec_private_key(Attribute.DERIVE, on_token=False) | free
-    return public, private | {Attribute.SIGN: True}
+    return public | {Attribute.VERIFY: True}, private | {Attribute.SIGN: True}
 
 
 def ec_copy(*, of_private: bool) -> Attributes:
@@ -158,8 +161,8 @@ def ec_copy(*, of_private: bool) -> Attributes:
 
     MODIFIABLE stands last: SoftHSM takes the attributes in turn, and refuses what follows it.
     """
-    usage: Attributes = {Attribute.SIGN: False} if of_private else {}
-    return {Attribute.TOKEN: True, **usage, Attribute.MODIFIABLE: False}
+    usage = Attribute.SIGN if of_private else Attribute.VERIFY
+    return {Attribute.TOKEN: True, usage: False, Attribute.MODIFIABLE: False}
 
 
 def ec_public_key(usage: Attribute, parameters: bytes, *, on_token: bool) -> Attributes:

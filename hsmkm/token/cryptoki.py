@@ -70,9 +70,14 @@ class Module:
         if code:
             raise ckr.error(code, operation)
 
-    def initialize(self) -> None:
-        """Initialise the module with its own locks on, so that sessions of several threads are sound."""
-        arguments = ffi.new("CK_C_INITIALIZE_ARGS *", {"flags": _OS_LOCKING_OK})
+    def initialize(self, parameters: bytes = b"") -> None:
+        """Initialise the module with its own locks on, so that sessions of several threads are sound.
+
+        `parameters` is what NSS calls library parameters: they stand where the standard has pReserved, which NSS
+        expects one place later.
+        """
+        text = ffi.new("char[]", parameters) if parameters else ffi.NULL
+        arguments = ffi.new("CK_C_INITIALIZE_ARGS *", {"flags": _OS_LOCKING_OK, "pReserved": text})
         self.call("C_Initialize", arguments)
 
     def finalize(self) -> None:
@@ -138,9 +143,9 @@ class Session:
             found = self._mechanisms[number] = ffi.new("CK_MECHANISM *", {"mechanism": number})
         return found
 
-    def login(self, user: int, pin: Pin) -> None:
-        """Log in, once; LoginError for a PIN that is wrong or locked."""
-        octets = pin.reveal()
+    def login(self, user: int, pin: Pin | None) -> None:
+        """Log in, once; LoginError for a PIN that is wrong or locked. The officer of a new token may have none."""
+        octets = pin.reveal() if pin else b""
         self._call("C_Login", user, octets, len(octets))
 
     def logout(self) -> None:

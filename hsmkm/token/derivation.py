@@ -15,13 +15,14 @@ from pkcs11 import Attribute
 
 from hsmkm.errors import PolicyError
 from hsmkm.token import attributes, curves
-from hsmkm.token.template import Template, ffi, wipe
+from hsmkm.token.template import ffi, wipe
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from hsmkm.token.attributes import Attributes, Role
     from hsmkm.token.keys import KeyHandle
+    from hsmkm.token.template import Template
     from hsmkm.token.types import Use
     from hsmkm.token.vault import Vault
 
@@ -67,13 +68,13 @@ def agree(
     rung, curve = choose_rung(vault, kdf), curves.name_of(peer)
     session, point = vault.session, curves.encode(peer)
     if rung == "native":
-        template = Template(_derived(vault, wanted.attributes, wanted.octets))
+        template = _derived(vault, wanted.attributes, wanted.octets)
         number = session.cryptoki.derive_ecdh(
             session.profile.mechanisms.ecdh1_derive, private, point, template, _native(vault, kdf, curve), info
         )
         return vault.adopt_object(number, template, wanted.role, wanted.use, wanted.octets)
     listed = attributes.shared_secret(derives=rung == "concatenate")
-    template = Template(_derived(vault, listed, curves.field_octets(curve)))
+    template = _derived(vault, listed, curves.field_octets(curve))
     shared = session.cryptoki.derive_ecdh(session.profile.mechanisms.ecdh1_derive, private, point, template)
     try:
         return derive(vault, kdf, curve, shared, info, wanted)
@@ -95,23 +96,24 @@ def _native(vault: Vault, kdf: Kdf, curve: str) -> int:
     return kdfs.sha256_sp800 if curve == "P-256" else kdfs.sha384_sp800
 
 
-def _derived(vault: Vault, listed: Attributes, octets: int) -> Attributes:
+def _derived(vault: Vault, listed: Attributes, octets: int) -> Template:
     """Complete the attributes for C_DeriveKey, which some tokens let make no unmodifiable object."""
     modifiable = not vault.session.profile.guards.unwrapped_unmodifiable
-    return listed | {Attribute.VALUE_LEN: octets, Attribute.MODIFIABLE: modifiable}
+    return vault.session.template(listed | {Attribute.VALUE_LEN: octets, Attribute.MODIFIABLE: modifiable})
 
 
 def _concatenate(vault: Vault, curve: str, shared: int, info: bytes, wanted: Wanted) -> KeyHandle:
     """Put the counter before Z and the info after it, and take the hash as a key: nothing passes through the host."""
     mechanisms, cryptoki = vault.session.profile.mechanisms, vault.session.cryptoki
-    step = _derived(vault, attributes.shared_secret(derives=True), len(_COUNTER) + curves.field_octets(curve))
-    counted = cryptoki.derive_with_data(mechanisms.concatenate_data_and_base, shared, _COUNTER, Template(step))
+    listed, octets = attributes.shared_secret(derives=True), len(_COUNTER) + curves.field_octets(curve)
+    template = _derived(vault, listed, octets)
+    counted = cryptoki.derive_with_data(mechanisms.concatenate_data_and_base, shared, _COUNTER, template)
     try:
-        step[Attribute.VALUE_LEN] = len(_COUNTER) + curves.field_octets(curve) + len(info)
-        whole = cryptoki.derive_with_data(mechanisms.concatenate_base_and_data, counted, info, Template(step))
+        template = _derived(vault, listed, octets + len(info))
+        whole = cryptoki.derive_with_data(mechanisms.concatenate_base_and_data, counted, info, template)
     finally:
         cryptoki.destroy(counted)
-    template = Template(_derived(vault, wanted.attributes, wanted.octets))
+    template = _derived(vault, wanted.attributes, wanted.octets)
     mechanism = mechanisms.sha256_key_derivation if curve == "P-256" else mechanisms.sha384_key_derivation
     try:
         number = cryptoki.derive_hash(mechanism, whole, template)

@@ -201,7 +201,7 @@ def _readable_unwrap(vault: Vault) -> str:
         return "not enforced by this token: host code can read a key it unwraps"
     with vault.generate(KeyRole.GUEK, 0) as guek:
         sealed = vault.seal(guek)
-    readable = Template(
+    readable = vault.session.template(
         attributes.secret_key(KeyType.AES, frozenset(), on_token=False, sensitive=False, extractable=True)
         | {Attribute.MODIFIABLE: not vault.session.profile.guards.unwrapped_unmodifiable}
     )
@@ -224,6 +224,34 @@ def _fixed_usage(vault: Vault) -> str:
     raise FailedProbeError("the storage key was given the usage DECRYPT", hint="make a new storage key")
 
 
+def _copied_usage(vault: Vault) -> str:
+    storage = vault.keyring.newest(STORAGE)[1]
+    try:
+        copy = vault.session.cryptoki.copy(storage, Template({Attribute.DECRYPT: True, Attribute.TOKEN: False}))
+    except TokenRefusedError:
+        return "no copy of the storage key gets a further usage"
+    vault.session.cryptoki.destroy(copy)
+    if vault.session.profile.guards.uncopyable:
+        raise FailedProbeError("a copy of the storage key has the usage DECRYPT", hint="do not use this token")
+    return "not enforced by this token: a copy of the storage key can be given another usage"
+
+
+def _key_in_use(vault: Vault) -> str:
+    cryptoki, mechanism = vault.session.cryptoki, vault.session.profile.mechanisms.aes_key_wrap
+    with (
+        vault.generate(KeyRole.GUEK, 0) as born,
+        vault.generate_package_key() as package,
+        vault.open(KeyRole.GUEK, vault.seal(born), 0, Use.IN_USE) as used,
+    ):
+        try:
+            cryptoki.wrap(mechanism, package.number(), used.number())
+        except TokenRefusedError:
+            return "a key in use cannot be wrapped"
+    if vault.session.profile.guards.unextractable:
+        raise FailedProbeError("a key in use was wrapped", hint="do not use this token")
+    return "not enforced by this token: a key in use can be wrapped under another"
+
+
 _PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
     ("party keys", _party_keys),
     ("generate and wrap", _generate_and_wrap),
@@ -236,6 +264,8 @@ _PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
     ("secrets", _secrets),
     ("guard: readable unwrap", _readable_unwrap),
     ("guard: fixed usage", _fixed_usage),
+    ("guard: fixed usage of a copy", _copied_usage),
+    ("guard: key in use", _key_in_use),
 )
 
 
@@ -250,6 +280,7 @@ def _exposures(settings: TokenSettings, profile: Profile) -> list[Finding]:
     if "digest-readable" in profile.ladders["digest_md5"][:1]:
         detail = "readable in the token while a response of HLS 3 is made"
         found.append(Finding("exposure: HLS secret", ok=True, detail=detail))
-    if not profile.guards.unwrap_template:
+    guards = profile.guards
+    if not (guards.unwrap_template and guards.uncopyable and guards.unextractable):
         found.append(Finding("exposure: wrapped keys", ok=True, detail="readable to whoever holds the token's PIN"))
     return found

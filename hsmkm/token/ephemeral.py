@@ -8,7 +8,6 @@ from pkcs11 import Attribute
 
 from hsmkm.errors import TokenUnreachableError
 from hsmkm.token import attributes, curves
-from hsmkm.token.template import Template
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,7 +39,7 @@ class EphemeralPair:
         public = attributes.ec_public_key(Attribute.DERIVE, curves.parameters(curve), on_token=False)
         private = attributes.ec_private_key(Attribute.DERIVE, on_token=False)
         mechanism = session.profile.mechanisms.ec_key_pair_gen
-        halves = cryptoki.generate_pair(mechanism, Template(public), Template(private))
+        halves = cryptoki.generate_pair(mechanism, session.template(public), session.template(private))
         point = curves.from_token(
             cryptoki.read(halves[0], Attribute.EC_PARAMS), cryptoki.read(halves[0], Attribute.EC_POINT)
         )

@@ -48,7 +48,7 @@ class Keyring:
         self._keys: dict[str, dict[int, int]] = {}
         self._newest: dict[str, tuple[int, int]] = {}
         self._known: dict[tuple[str, int], tuple[bytes, bytes]] = {}
-        self._templates = {kind: Template(self._attributes(kind)) for kind in KINDS}
+        self._templates = {kind: session.template(self._attributes(kind)) for kind in KINDS}
 
     def newest(self, kind: str) -> tuple[int, int]:
         """Return the number and the object handle of the newest key; TokenRefusedError if there is none."""
@@ -102,7 +102,7 @@ class Keyring:
             Attribute.VALUE_LEN: attributes.STORAGE_KEY_OCTETS,
         }
         mechanism = self._mechanisms.generic_secret_key_gen if kind == INTEGRITY else self._mechanisms.aes_key_gen
-        template = Template(listed)
+        template = self._session.template(listed)
         made = self._session.cryptoki.generate_key(mechanism, template)
         wrong = self._session.cryptoki.differences(made, template)
         if wrong:
@@ -158,8 +158,9 @@ class KeyPairs:
         cryptoki = self._session.cryptoki
         flag = _USAGES[usage]
         names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
-        public = Template(attributes.ec_public_key(flag, curves.parameters(curve), on_token=True) | names)
-        private = Template(attributes.ec_private_key(flag, on_token=True) | names)
+        listed = attributes.ec_public_key(flag, curves.parameters(curve), on_token=True)
+        public = self._session.template(listed | names)
+        private = self._session.template(attributes.ec_private_key(flag, on_token=True) | names)
         mechanism = self._session.profile.mechanisms.ec_key_pair_gen
         halves = cryptoki.generate_pair(mechanism, public, private)
         wrong = cryptoki.differences(halves[0], public) + cryptoki.differences(halves[1], private)
@@ -180,17 +181,18 @@ class KeyPairs:
         names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
         public, private = attributes.ec_pair_at_birth(curves.parameters(curve))
         mechanism = self._session.profile.mechanisms.ec_key_pair_gen
-        born = cryptoki.generate_pair(mechanism, Template(public | names), Template(private | names))
+        whole = self._session.template
+        born = cryptoki.generate_pair(mechanism, whole(public | names), whole(private | names))
         try:
             done = at_birth(self._read_public(born[0]), born[1])
             copies = [
-                cryptoki.copy(born[1], Template(attributes.ec_copy(of_private=True))),
-                cryptoki.copy(born[0], Template(attributes.ec_copy(of_private=False))),
+                cryptoki.copy(born[1], whole(attributes.ec_copy(of_private=True))),
+                cryptoki.copy(born[0], whole(attributes.ec_copy(of_private=False))),
             ]
         finally:
             for half in born:
                 cryptoki.destroy(half)
-        wrong = cryptoki.differences(copies[0], Template(attributes.kept_private_key(Attribute.DERIVE)))
+        wrong = cryptoki.differences(copies[0], whole(attributes.kept_private_key(Attribute.DERIVE)))
         if wrong:
             for half in copies:
                 cryptoki.destroy(half)
@@ -219,7 +221,7 @@ class KeyPairs:
     def private(self, label: str, usage: str) -> int:
         """Find a private key of this one usage, "sign" or "derive"; IntegrityError if it may do anything else."""
         found = self._found(label, ObjectClass.PRIVATE_KEY)
-        expected = Template(attributes.kept_private_key(_USAGES[usage]))
+        expected = self._session.template(attributes.kept_private_key(_USAGES[usage]))
         wrong = self._session.cryptoki.differences(found, expected)
         if wrong:
             raise IntegrityError(

@@ -68,6 +68,8 @@ class Guards:
 
     unwrap_template: bool
     modifiable: bool
+    uncopyable: bool
+    unextractable: bool
     unwrapped_unmodifiable: bool
 
 
@@ -80,8 +82,37 @@ class Altered:
 
 
 @dataclass(frozen=True, slots=True)
+class Initialisation:
+    """How the module is initialised, and how a new token gets its PIN.
+
+    `directory` holds the tokens, as seen from the home folder. `parameters` is the string that C_Initialize takes
+    beside its flags, with the places {directory} and {label}; empty where it takes none. `init_token` tells that
+    C_InitToken makes a token; otherwise there is one without PINs, whose officer sets the user's.
+    """
+
+    directory: str
+    parameters: str
+    init_token: bool
+
+    def argument(self, home: Path, label: str) -> bytes:
+        """Fill in the parameters; each place stands between apostrophes, and a backslash quotes.
+
+        Raises TokenUnreachableError if the folder of the tokens is missing.
+        """
+        directory = home.resolve() / self.directory
+        if not directory.is_dir():
+            raise TokenUnreachableError(f"there is no folder {directory}", hint="make the token first: hsmkm init")
+        places = {"directory": str(directory), "label": label}
+        quoted = {name: re.sub(r"(['\\\\])", r"\\\1", text) for name, text in places.items()}
+        return self.parameters.format(**quoted).encode()
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
-    """One kind of token. `ladders` holds, for each task, the ways this token has for it, best first."""
+    """One kind of token. `ladders` holds, for each task, the ways this token has for it, best first.
+
+    `unstored` names attributes of the standard that the token cannot store, and refuses in a template.
+    """
 
     name: str
     verified: bool
@@ -90,6 +121,8 @@ class Profile:
     roles: frozenset[str]
     max_session_objects: int
     environment: Mapping[str, str]
+    initialisation: Initialisation
+    unstored: frozenset[str]
     mechanisms: Mechanisms
     kdfs: Kdfs
     ladders: Mapping[str, tuple[str, ...]]
@@ -146,6 +179,8 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         roles=frozenset(values["roles"]),
         max_session_objects=int(values["max_session_objects"]),
         environment={str(name): str(path) for name, path in values["environment"].items()},
+        initialisation=Initialisation(**values["initialisation"]),
+        unstored=frozenset(values["unstored"]),
         mechanisms=Mechanisms(**values["mechanisms"]),
         kdfs=Kdfs(**values["kdfs"]),
         ladders=_ladders(values["ladders"]),

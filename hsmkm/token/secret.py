@@ -15,7 +15,7 @@ from pkcs11 import Attribute
 
 from hsmkm.errors import PolicyError
 from hsmkm.token import attributes
-from hsmkm.token.template import Template, ffi, wipe
+from hsmkm.token.template import ffi, wipe
 from hsmkm.token.types import Digest, SecretRole, Use
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def _make_readable(vault: Vault, secret: KeyHandle) -> int:
     session = vault.session
     mechanisms, cryptoki = session.profile.mechanisms, session.cryptoki
     listed = attributes.passage_key() | {Attribute.VALUE_LEN: _PASSAGE_OCTETS}
-    passage = cryptoki.generate_key(mechanisms.aes_key_gen, Template(listed))
+    passage = cryptoki.generate_key(mechanisms.aes_key_gen, session.template(listed))
     modifiable = not session.profile.guards.unwrapped_unmodifiable
-    template = Template(attributes.readable_secret() | {Attribute.MODIFIABLE: modifiable})
+    template = session.template(attributes.readable_secret() | {Attribute.MODIFIABLE: modifiable})
     try:
         wrapped = cryptoki.wrap(mechanisms.aes_key_wrap_pad, passage, secret.number())
         return cryptoki.unwrap(mechanisms.aes_key_wrap_pad, passage, wrapped, template)

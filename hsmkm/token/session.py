@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from hsmkm.errors import InputError, LoginError, RefusedError, TokenUnreachableError
 from hsmkm.token.cryptoki import USER, USER_SO, Module
 from hsmkm.token.profile import load_profile
+from hsmkm.token.template import Template
 from hsmkm.token.uri import TokenUri, pin_path, read_pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from hsmkm.token.attributes import Attributes
     from hsmkm.token.cryptoki import Session
     from hsmkm.token.profile import Profile
     from hsmkm.token.types import TokenSettings
@@ -52,9 +54,10 @@ class TokenSession:
     def _connect(self) -> Session:
         """Initialise, find the token and log in, under the file lock: SoftHSM's login rewrites a file of the token."""
         with _login_lock(self.settings.home):
-            self._module.initialize()
+            wanted = TokenUri.parse(self.settings.uri)
+            self._module.initialize(self.profile.initialisation.argument(self.settings.home, wanted.token))
             try:
-                slot, self.uri = _find(self._module, TokenUri.parse(self.settings.uri))
+                slot, self.uri = _find(self._module, wanted)
                 session = self._module.open(slot, self.profile.altered)
                 self._login(session)
             except BaseException:
@@ -75,6 +78,11 @@ class TokenSession:
         except LoginError:
             _wrong_pins.add(source)
             raise
+
+    def template(self, listed: Attributes) -> Template:
+        """Lay out attributes, without those that this token cannot store."""
+        unstored = self.profile.unstored
+        return Template({name: value for name, value in listed.items() if name.name not in unstored})
 
     def reconnect(self) -> None:
         """Start a new generation: every handle made before is void, even if this fails.
@@ -115,25 +123,29 @@ def open_session(settings: TokenSettings) -> Iterator[TokenSession]:
 def init_token(settings: TokenSettings, label: str) -> str:
     """Initialise a token of this label (1 to 32 octets) and return its PKCS#11 URI, with the serial number.
 
-    For SoftHSM, its configuration and object folder are made in `home`/token. PINs whose source is a file that does not
-    exist are drawn and written there (mode 0600). Raises RefusedError if a token of this label exists.
+    The folder of its objects is made in `home`/token. PINs whose source is a file that does not exist are drawn and
+    written there (mode 0600). Raises RefusedError if a token of this label exists.
     """
     if not 0 < len(label.encode()) <= LABEL_OCTETS or label != label.strip():
         raise InputError(f"a token label has 1 to {LABEL_OCTETS} octets and no blank at its ends")
     _prepare_home(settings)
     profile, module = _load(settings)
-    so_pin, pin = _make_pin(settings.so_pin, settings.home), _make_pin(settings.pin, settings.home)
+    pin = _make_pin(settings.pin, settings.home)
     with _login_lock(settings.home):
-        module.initialize()
+        module.initialize(profile.initialisation.argument(settings.home, label))
         try:
-            module.init_token(_free_slot(module, label), so_pin, label)
-            slot, uri = _find(module, TokenUri(token=label))
+            slot = _free_slot(module, label)
+            so_pin = None
+            if profile.initialisation.init_token:
+                so_pin = _make_pin(settings.so_pin, settings.home)
+                module.init_token(slot, so_pin, label)
+                slot, _ = _find(module, TokenUri(token=label))
             session = module.open(slot, profile.altered)
             session.login(USER_SO, so_pin)
             session.init_pin(pin)
+            return str(_find(module, TokenUri(token=label))[1])
         finally:
             module.finalize()
-    return str(uri)
 
 
 def _load(settings: TokenSettings) -> tuple[Profile, Module]:
@@ -174,10 +186,9 @@ def _free_slot(module: Module, label: str) -> int:
 
 
 def _prepare_home(settings: TokenSettings) -> None:
-    folder = settings.home.resolve() / "token"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if settings.profile == SOFTHSM:
-        (folder / "tokens").mkdir(mode=0o700, exist_ok=True)
+    (settings.home / "token").mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = load_profile(settings.profile).initialisation.directory
+    (settings.home / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _configure_softhsm(home: Path) -> None:

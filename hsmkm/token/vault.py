@@ -20,7 +20,7 @@ from hsmkm.token.keyring import GAK_STORAGE, INTEGRITY, STORAGE, KeyPairs, Keyri
 from hsmkm.token.keys import CipherKey, KeyHandle
 from hsmkm.token.secret import comes_back_whole
 from hsmkm.token.signer import BirthSigner, TokenSigner
-from hsmkm.token.template import Template, ffi, wipe
+from hsmkm.token.template import ffi, wipe
 from hsmkm.token.types import (
     MAC_MECHANISM,
     SECRET_OCTETS,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from hsmkm.token.attributes import Attributes, Role
     from hsmkm.token.session import TokenSession
+    from hsmkm.token.template import Template
 
 T = TypeVar("T")
 PACKAGE_KEY_OCTETS = 32
@@ -208,7 +209,8 @@ class Vault:
                 _secret_octets(role, len(value))
             elif len(value) != key_octets(suite):
                 raise RefusedError(f"a key of suite {suite} has {key_octets(suite)} octets, not {len(value)}")
-            template = Template(attributes.session_key(role, Use.TRANSPORT) | {Attribute.VALUE: ffi.from_buffer(value)})
+            listed = attributes.session_key(role, Use.TRANSPORT) | {Attribute.VALUE: ffi.from_buffer(value)}
+            template = self.session.template(listed)
             return self._made(self.session.cryptoki.create(template), template, role, Use.TRANSPORT, len(value))
         finally:
             value[:] = bytes(len(value))
@@ -259,6 +261,8 @@ class Vault:
     # The calls below
 
     def _wrap(self, under: int, key: KeyHandle) -> bytes:
+        if key.use is Use.IN_USE:
+            raise PolicyError(f"a {key.role} key in use is not wrapped", hint="open it for transport")
         wrapped = self.session.cryptoki.wrap(self._wrapping(key.role), under, key.number())
         if len(wrapped) != key.octets + WRAP_OVERHEAD:
             raise TokenRefusedError(f"the token wrapped a key of {key.octets} octets into {len(wrapped)}")
@@ -294,7 +298,7 @@ class Vault:
                 listed[Attribute.VALUE_LEN] = octets
             else:
                 listed[Attribute.MODIFIABLE] = not self.session.profile.guards.unwrapped_unmodifiable
-            found = self._templates[role, use, octets] = Template(listed)
+            found = self._templates[role, use, octets] = self.session.template(listed)
         return found
 
     def _made(self, number: int, template: Template, role: Role, use: Use, octets: int) -> KeyHandle:
@@ -313,7 +317,7 @@ class Vault:
 
     def adopt(self, listed: Attributes, value: Any, role: Role, use: Use = Use.IN_USE) -> KeyHandle:  # noqa: ANN401 - C memory
         """Make a key of a value in C memory, which stays its owner's to wipe."""
-        template = Template(listed | {Attribute.VALUE: value})
+        template = self.session.template(listed | {Attribute.VALUE: value})
         number = self.session.cryptoki.create(template)
         return self._made(number, template, role, use, ffi.sizeof(value))
 

@@ -1,13 +1,35 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from hsmkm.errors import TokenUnreachableError
+from hsmkm.token.profile import load_profile
+from hsmkm.token.session import init_token
+from hsmkm.token.types import TokenSettings
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
+
+
+def make_token(profile: str, home: Path, label: str) -> TokenSettings:
+    """Make a home folder with an empty token; NSS derives by itself, so there the policy forbids the host to."""
+    settings = TokenSettings(
+        profile=profile,
+        uri="",
+        pin="file:token/pin",
+        so_pin="file:token/so-pin",
+        module="",
+        home=home,
+        kdf_on_host=profile == "softhsm2",
+    )
+    return replace(settings, uri=init_token(settings, label))
 
 
 @pytest.fixture
@@ -15,3 +37,49 @@ def work(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The functions that workers run, importable here and in them."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     return importlib.import_module("token_work")
+
+
+@pytest.fixture(params=["softhsm2", "nss"])
+def profile_name(request: pytest.FixtureRequest) -> str:
+    """Each token in turn; a test or module of one token overrides it."""
+    name = str(request.param)
+    try:
+        load_profile(name).module("")
+    except TokenUnreachableError:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture(scope="session")
+def empty_tokens(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TokenSettings]:
+    """Make one empty token of each kind, to be copied: making a database takes NSS a while."""
+    made: dict[str, TokenSettings] = {}
+
+    def make(profile: str) -> TokenSettings:
+        if profile not in made:
+            made[profile] = make_token(profile, tmp_path_factory.mktemp(profile), "test")
+        return made[profile]
+
+    return make
+
+
+@pytest.fixture
+def token_settings(profile_name: str, empty_tokens: Callable[[str], TokenSettings], tmp_path: Path) -> TokenSettings:
+    """Settings of a new home folder with an initialised, empty token of each kind."""
+    empty = empty_tokens(profile_name)
+    home = tmp_path / "home"
+    shutil.copytree(empty.home, home)
+    return replace(empty, home=home)
+
+
+@pytest.fixture
+def new_token(profile_name: str, tmp_path: Path) -> Callable[[str], TokenSettings]:
+    """Make, or find again, a home folder with a token of this label."""
+    made: dict[str, TokenSettings] = {}
+
+    def make(label: str) -> TokenSettings:
+        if label not in made:
+            made[label] = make_token(profile_name, tmp_path / label, label)
+        return made[label]
+
+    return make

@@ -105,6 +105,7 @@ def test_no_session_object_is_left_behind(vault: Vault) -> None:
     assert len(vault.session.cryptoki.find(Template({}), 1000)) == len(before)
 
 
+@pytest.mark.parametrize("profile_name", ["softhsm2"])
 def test_the_policy_decides_on_the_kdf_in_the_host(token_settings: TokenSettings) -> None:
     with open_session(replace(token_settings, kdf_on_host=False)) as session:
         vault = Vault(session)

@@ -1,4 +1,4 @@
-"""What reaches the module, counted by OpenSC's pkcs11-spy between us and SoftHSM."""
+"""What reaches the module, counted by OpenSC's pkcs11-spy between us and the token."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ pytestmark = pytest.mark.skipif(not SPY, reason="OpenSC's pkcs11-spy is not inst
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PKCS11SPY", load_profile("softhsm2").module(""))
+def profile_name() -> str:
+    return "softhsm2"
+
+
+@pytest.fixture
+def log(profile_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PKCS11SPY", load_profile(profile_name).module(""))
     monkeypatch.setenv("PKCS11SPY_OUTPUT", str(tmp_path / "spy.log"))
     return tmp_path / "spy.log"
 
@@ -72,3 +77,13 @@ def new_pin_file(tmp_path: Path) -> Path:
     path.write_text("not the PIN\n")
     path.chmod(0o600)
     return path
+
+
+@pytest.mark.parametrize("profile_name", ["nss"])
+def test_nss_derives_every_agreed_key_itself(work: ModuleType, token_settings: TokenSettings, log: Path) -> None:
+    with Worker(work.open_vault, replace(token_settings, module=SPY, kdf_on_host=False)) as worker:
+        worker.call(work.agree_both_ways)
+    counted = calls(log)
+    assert counted["C_DeriveKey"] >= 8
+    assert counted["C_DigestKey"] == 0
+    assert counted["C_CreateObject"] == 0

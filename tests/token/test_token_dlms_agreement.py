@@ -56,10 +56,11 @@ def private_key(vault: Vault, value: str, label: str = "") -> int:
     if label:
         point = b"\x04\x41" + curves.encode(public)
         listed = attributes.ec_public_key(Attribute.DERIVE, parameters, on_token=True) | names
-        cryptoki.create(Template(listed | {Attribute.EC_POINT: point}))
+        cryptoki.create(vault.session.template(listed | {Attribute.EC_POINT: point}))
     listed = attributes.ec_private_key(Attribute.DERIVE, on_token=bool(label)) | names
     octets = scalar.to_bytes(32)
-    return cryptoki.create(Template(listed | {Attribute.EC_PARAMS: parameters, Attribute.VALUE: octets}))
+    values: attributes.Attributes = {Attribute.EC_PARAMS: parameters, Attribute.VALUE: octets}
+    return cryptoki.create(vault.session.template(listed | values))
 
 
 def published_pair(vault: Vault, value: str) -> EphemeralPair:
@@ -208,6 +209,7 @@ def test_a_token_without_a_way_that_is_allowed_says_so(
 ) -> None:
     with open_session(replace(token_settings, kdf_on_host=False)) as session:
         vault = Vault(session)
+        monkeypatch.setitem(session.profile.ladders, "kdf_sp800", ("digest-key",))
         with make_ephemeral_pair(vault, 1) as own, pytest.raises(PolicyError, match="policy forbids"):
             agree_dlms(vault, own, bytes(64), b"info", KeyRole.GUEK)
         monkeypatch.setitem(session.profile.ladders, "kdf_sp800", ())

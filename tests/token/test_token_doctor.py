@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 from pkcs11 import Attribute
 
 from hsmkm.token import attributes
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from hsmkm.token.types import TokenSettings
 
 
-def test_softhsm_with_the_partys_keys_is_sound_and_left_as_it_was(token_settings: TokenSettings) -> None:
+def test_each_token_with_the_partys_keys_is_sound_and_left_as_it_was(token_settings: TokenSettings) -> None:
     with open_session(token_settings) as session:
         Vault(session).create_keys()
         before = len(session.cryptoki.find(Template({}), 100))
@@ -28,6 +29,7 @@ def test_softhsm_with_the_partys_keys_is_sound_and_left_as_it_was(token_settings
         assert len(session.cryptoki.find(Template({}), 100)) == before
 
 
+@pytest.mark.parametrize("profile_name", ["softhsm2"])
 def test_missing_keys_a_missing_token_and_a_forbidden_kdf_are_findings(token_settings: TokenSettings) -> None:
     assert "party keys" in {finding.name for finding in examine(token_settings) if not finding.ok}
     gone = examine(replace(token_settings, uri="pkcs11:token=other"))
@@ -41,6 +43,7 @@ def test_missing_keys_a_missing_token_and_a_forbidden_kdf_are_findings(token_set
     } <= {finding.name for finding in forbidden if not finding.ok}
 
 
+@pytest.mark.parametrize("profile_name", ["softhsm2"])
 def test_a_storage_key_without_its_guard_is_found(token_settings: TokenSettings) -> None:
     with open_session(token_settings) as session:
         listed = attributes.storage_key(guarded=False) | {Attribute.LABEL: b"storage:1", Attribute.VALUE_LEN: 32}
@@ -49,3 +52,14 @@ def test_a_storage_key_without_its_guard_is_found(token_settings: TokenSettings)
     failed = {finding.name: finding for finding in examine(token_settings) if not finding.ok}
     assert list(failed) == ["guard: readable unwrap"]
     assert "make the storage key anew" in failed["guard: readable unwrap"].hint
+
+
+@pytest.mark.parametrize("profile_name", ["nss"])
+def test_what_nss_does_not_enforce_is_found_and_declared(token_settings: TokenSettings) -> None:
+    with open_session(token_settings) as session:
+        Vault(session).create_keys()
+    findings = {finding.name: finding.detail for finding in examine(token_settings)}
+    ignored = {name for name, detail in findings.items() if detail.startswith("not enforced by this token")}
+    assert ignored == {"guard: readable unwrap", "guard: fixed usage of a copy", "guard: key in use"}
+    assert "token's PIN" in findings["exposure: wrapped keys"]
+    assert not [name for name in findings if name.startswith("exposure: agreed key")]

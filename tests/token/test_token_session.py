@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@pytest.mark.parametrize("profile_name", ["softhsm2"])
 def test_a_new_token_has_an_address_with_its_serial_and_pins_for_the_owner_only(token_settings: TokenSettings) -> None:
     uri = TokenUri.parse(token_settings.uri)
     assert uri.matches(TokenUri("test", uri.serial, "SoftHSM project", "SoftHSM v2"))
@@ -30,6 +32,27 @@ def test_a_new_token_has_an_address_with_its_serial_and_pins_for_the_owner_only(
 def test_a_token_is_not_initialised_over(token_settings: TokenSettings) -> None:
     with pytest.raises(RefusedError, match="exists"):
         init_token(token_settings, "test")
+
+
+@pytest.mark.parametrize("profile_name", ["nss"])
+def test_a_database_of_nss_has_the_name_and_place_of_its_home(
+    new_token: Callable[[str], TokenSettings], token_settings: TokenSettings
+) -> None:
+    label = "o'brien\\co"
+    settings = new_token(label)
+    assert TokenUri.parse(settings.uri).matches(TokenUri(label, "0000000000000000", "Mozilla Foundation", "NSS 3"))
+    assert stat.S_IMODE((settings.home / "token" / "nss").stat().st_mode) == 0o700
+    assert not (settings.home / "token" / "so-pin").exists()
+    with open_session(settings) as session:
+        assert str(session.uri) == settings.uri
+    empty = replace(token_settings, home=settings.home.parent / "empty")
+    (empty.home / "token" / "nss").mkdir(parents=True)
+    shutil.copy(token_settings.home / "token" / "pin", empty.home / "token" / "pin")
+    with pytest.raises(TokenUnreachableError, match="no token matches"), open_session(empty):
+        pass
+    shutil.rmtree(empty.home / "token" / "nss")
+    with pytest.raises(TokenUnreachableError, match="no folder"), open_session(empty):
+        pass
 
 
 @pytest.mark.parametrize("label", ["", " blank", "x" * 33])
@@ -59,6 +82,7 @@ def test_a_process_has_one_session_of_a_module_at_a_time(vault: Vault) -> None:
     vault.mac(b"the first session goes on")
 
 
+@pytest.mark.parametrize("profile_name", ["softhsm2"])
 def test_exactly_one_token_must_match(token_settings: TokenSettings) -> None:
     with (
         pytest.raises(TokenUnreachableError, match="no token matches"),
@@ -112,7 +136,7 @@ def test_a_cipher_key_ends_with_its_generation(vault: Vault) -> None:
 
 
 def test_a_token_that_is_gone_is_unreachable_and_comes_back(vault: Vault) -> None:
-    tokens = vault.session.settings.home / "token" / "tokens"
+    tokens = vault.session.settings.home / vault.session.profile.initialisation.directory
     mac = vault.mac(b"data")
     tokens.rename(tokens.with_name("away"))
     tokens.mkdir()
@@ -120,7 +144,7 @@ def test_a_token_that_is_gone_is_unreachable_and_comes_back(vault: Vault) -> Non
         vault.session.reconnect()
     with pytest.raises(TokenUnreachableError):
         vault.mac(b"data")
-    tokens.rmdir()
+    shutil.rmtree(tokens)
     tokens.with_name("away").rename(tokens)
     vault.session.reconnect()
     vault.verify(b"data", mac)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from hsmkm.token.types import TokenSettings
 
 
+@pytest.fixture
+def profile_name() -> str:
+    return "softhsm2"
+
+
 def test_a_worker_enters_its_context_once_and_serves_calls_in_another_process(work: ModuleType) -> None:
     with Worker(work.nothing) as worker:
         assert worker.call(work.echo, 1) == ("context", 1)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hsmkm.errors import RefusedError
+from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
+from hsmkm.token.curves import encode_raw
 from hsmkm.token.session import open_session
 from hsmkm.token.types import KeyRole
 from hsmkm.token.vault import Vault
@@ -48,6 +50,23 @@ def provision_one(vault: Vault, package: object, meter: int) -> None:
     vault.mac(b"meter %d" % meter)
     for key in keys:
         vault.destroy(key)
+
+
+def agree_both_ways(vault: Vault) -> None:
+    """Send and open a package's key, and agree with a meter, on both curves."""
+    for suite, curve in ((1, "P-256"), (2, "P-384")):
+        label = f"key-agreement-{suite}"
+        vault.create_ec_key(label, curve, "derive")
+        public = vault.public_key(label)
+        point, kek = agree_as_sender(vault, public, b"info")
+        with kek, vault.generate_package_key() as package, agree_as_recipient(vault, label, point, b"info") as opening:
+            vault.unwrap_package_key(opening, vault.wrap(kek, package)).destroy()
+        with (
+            make_ephemeral_pair(vault, suite) as pair,
+            agree_dlms(vault, pair, encode_raw(public), b"info", KeyRole.GUEK) as ours,
+            agree_dlms(vault, label, pair.point, b"info", KeyRole.GUEK) as theirs,
+        ):
+            assert vault.seal(ours) == vault.seal(theirs)
 
 
 def mac(vault: Vault, data: bytes) -> Mac:
