@@ -17,8 +17,8 @@
 | any            | anything else, or a check that fails   | (raises)       | CLOSED                             |
 
 An association is used once: its challenge must be fresh, so a closed one stays closed. Everything a meter says in a
-ciphered association must come in the form that was used to ask, protected as the policy demands; errors in clear are
-hints, marked as not authenticated. The xDLMS Initiate travels inside of AARQ and AARE and is never signed.
+ciphered association must come under the kind of key that was used to ask, protected as the policy demands; errors in
+clear are hints, marked as not authenticated. The xDLMS Initiate travels inside of AARQ and AARE and is never signed.
 
     association = Association(settings)
     event = association.receive(exchange(association.associate()))
@@ -255,7 +255,7 @@ class Association:
         if self._channel is None:
             return apdu
         opened: Opened = self._channel.unprotect(apdu)
-        if not opened.protection.covers(demanded) or opened.form not in (form, None):
+        if not opened.protection.covers(demanded) or not form.same_key(opened.form or form):
             raise IntegrityError("the answer is not ciphered as the request was, or less than the policy demands")
         if opened.header is not None and opened.header.transaction != self._transaction:
             raise IntegrityError("the answer is that of another transaction")

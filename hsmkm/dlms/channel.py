@@ -48,8 +48,12 @@ class Form(Enum):
 
     @property
     def for_initiate(self) -> Form:
-        """The form of the xDLMS Initiate, which is never under the dedicated key that it brings."""
-        return {Form.DEDICATED: Form.GLOBAL, Form.GENERAL_DEDICATED: Form.GENERAL_GLOBAL}.get(self, self)
+        """The form of the xDLMS Initiate, which has tags of its own and is never under the dedicated key it brings."""
+        return Form.GENERAL if self is Form.GENERAL else Form.GLOBAL
+
+    def same_key(self, other: Form) -> bool:
+        """Whether both forms are under the same kind of key; meters answer a general- form in the short one too."""
+        return self.dedicated is other.dedicated and (self is Form.GENERAL) is (other is Form.GENERAL)
 
 
 @dataclass(frozen=True, slots=True)

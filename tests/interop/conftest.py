@@ -23,8 +23,8 @@ def gurux_python() -> Path:
 
 
 @contextmanager
-def running(python: Path, options: tuple[str, ...]) -> Iterator[int]:
-    command = [str(python), str(HERE / "gurux_meter.py"), "--port", "0", *options]
+def running(python: Path, options: tuple[str, ...], program: str = "gurux_meter.py") -> Iterator[int]:
+    command = [str(python), str(HERE / program), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
@@ -40,3 +40,10 @@ def start_meter(gurux_python: Path) -> Iterator[StartMeter]:
     """Start an independent meter with the given options and give its port."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(running(gurux_python, options))
+
+
+@pytest.fixture
+def start_other_meter(gurux_python: Path) -> Iterator[StartMeter]:
+    """Start the independent meter with the other AlgorithmID of the field."""
+    with ExitStack() as stack:
+        yield lambda *options: stack.enter_context(running(gurux_python, options, "gurux_other_algorithm.py"))
