@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hsmkm.dlms.agreement import AlgorithmIds
+from hsmkm.errors import InputError
 from hsmkm.simulator.behaviour import Activation, Fault, MeterSettings
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serve
@@ -24,6 +26,7 @@ def meter(
     ] = Activation.AFTER_RESPONSE,
     fault: Annotated[Fault | None, typer.Option(help="How the next new keys go wrong.")] = None,
     fault_count: Annotated[int, typer.Option(help="How many times the fault hits, -1 for all.")] = 1,
+    algorithm_id: Annotated[str, typer.Option(help="Prefix of key_agreement's AlgorithmID, hex.")] = "608574050803",
     *,
     ic_reset: Annotated[bool, typer.Option("--ic-reset", help="Counters restart when the GUEK changes.")] = False,
 ) -> None:
@@ -31,5 +34,9 @@ def meter(
 
     Prints READY and the ports on stdout; keys and counters are kept in the state files.
     """
-    settings = MeterSettings(activate=activate, ic_reset=ic_reset, fault=fault, fault_count=fault_count)
+    try:
+        algorithms = AlgorithmIds(bytes.fromhex(algorithm_id))
+    except ValueError:
+        raise InputError("the prefix of an AlgorithmID is 12 hexadecimal digits") from None
+    settings = MeterSettings(activate, ic_reset, fault, fault_count, algorithms=algorithms)
     serve([Meter(load(path), settings, save_to(path)) for path in states], port=port)

@@ -196,7 +196,9 @@ class Association:
         value = dedicated.reveal() if dedicated else None
         if value is not None and len(value) != settings.suite.key_octets:
             raise RefusedError(f"a dedicated key of suite {int(settings.suite)} has {settings.suite.key_octets} octets")
-        plain = InitiateRequest(xdlms.CLIENT_CONFORMANCE, settings.max_pdu, value).encode()
+        general_forms = settings.form not in (Form.GLOBAL, Form.DEDICATED) or self._policy.request & Protection.SIGNED
+        conformance = xdlms.CLIENT_CONFORMANCE | (xdlms.GENERAL_PROTECTION if general_forms else 0)
+        plain = InitiateRequest(conformance, settings.max_pdu, value).encode()
         if self._channel is None:
             return plain
         protection = Protection.CIPHERED if dedicated else self._policy.request & Protection.CIPHERED

@@ -168,7 +168,7 @@ class Channel:
         return bytes([tags[apdu[0]]]) + encode_counted(content.encode())
 
     def _sign(self, content: bytes, header: Header) -> bytes:
-        if self.signer is None:
+        if self.signer is None or self.suite is SecuritySuite.SUITE_0:
             raise RefusedError("there is no key to sign with")
         signature = self.signer.sign(general.signed_octets(header, content))
         if len(signature) != self.suite.point_octets:
@@ -177,7 +177,7 @@ class Channel:
 
     def _verified(self, opened: Opened) -> Opened:
         layer = general.parse(opened.apdu)
-        if not isinstance(layer, GeneralSigning) or self.verifier is None:
+        if not isinstance(layer, GeneralSigning) or self.verifier is None or self.suite is SecuritySuite.SUITE_0:
             raise IntegrityError("there is no key to check the signature with")
         header = self._checked(layer.header, opened)
         curves.check_signature(self.suite, layer.signature)

@@ -18,7 +18,7 @@ from hsmkm.dlms.ciphering import CipherKey, FreshCounter, InvocationCounter, Rec
 from hsmkm.dlms.general import AgreedKey, Header, IdentifiedKey, KeyInfo, KeyParameters, WrappedKey
 from hsmkm.dlms.hls import Signer, Verifier
 from hsmkm.dlms.types import KeyId, SecuritySuite, SystemTitle
-from hsmkm.errors import IntegrityError
+from hsmkm.errors import IntegrityError, RefusedError
 
 
 class KeyChoice(Enum):
@@ -142,7 +142,7 @@ class GeneralKeys:
         return self.wrapping
 
     def _agreement(self) -> Agreement:
-        if self.agreement is None:
+        if self.agreement is None or self.suite is SecuritySuite.SUITE_0:
             raise IntegrityError("there are no keys to agree with")
         return self.agreement
 
@@ -151,7 +151,11 @@ class GeneralKeys:
         info = one_pass_info(agreement.algorithms.of(self.suite), header.originator, _recipient(header))
         curves.check_point(self.suite, agreement.peer_point)
         point, key = agreement.holder.ephemeral(agreement.peer_point, info)
-        return AgreedKey(KeyParameters.ONE_PASS, point + agreement.signer.sign(point)), _fresh(key)
+        curves.check_point(self.suite, point)
+        signature = agreement.signer.sign(point)
+        if len(signature) != self.suite.point_octets:
+            raise RefusedError(f"the signing key is not of suite {int(self.suite)}")
+        return AgreedKey(KeyParameters.ONE_PASS, point + signature), _fresh(key)
 
     def _from_ephemeral(self, header: Header, data: bytes) -> Traffic:
         agreement = self._agreement()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 from hsmkm.dlms import curves
@@ -35,8 +35,8 @@ LONGEST_CHALLENGE = 64
 TOKEN_OCTETS = 1 + 4 + TAG_OCTETS
 
 
-class DigestAlgorithm(Enum):
-    """Digests of the mechanisms with a shared secret."""
+class DigestAlgorithm(StrEnum):
+    """Digests of the mechanisms with a shared secret, by the names that hashlib has for them."""
 
     MD5 = "md5"
     SHA1 = "sha1"

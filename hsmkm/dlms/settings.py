@@ -95,8 +95,13 @@ class AssociationSettings:
 
     @property
     def effective_policy(self) -> SecurityPolicy:
-        """The policy, or none where there are no keys."""
-        return self.policy if self.ciphered else UNPROTECTED
+        """The policy, or none where there are no keys.
+
+        A signed answer names the transaction of its request, so that it is no replay: the request is signed then, too.
+        """
+        if not self.ciphered:
+            return UNPROTECTED
+        return SecurityPolicy(self.policy.request | self.policy.response & Protection.SIGNED, self.policy.response)
 
     def proof(self) -> Proof | None:
         """The mechanism with its keys; None for mechanisms 0 and 1."""

@@ -24,6 +24,8 @@ LN_NAME = bytes.fromhex("0007")
 
 # Conformance bits 9 priority, 11 block transfer with get, 19 get, 20 set, 23 action; bit 0 is the most significant
 CLIENT_CONFORMANCE = 0x00_50_19
+GENERAL_PROTECTION = 0x40_00_00
+"""Conformance bit 1, for the general- APDUs."""
 
 CONFIRMED_HIGH_PRIORITY = 0xC0
 INVOKE_MASK = 0x0F

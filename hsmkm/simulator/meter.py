@@ -45,6 +45,7 @@ class Meter:
         self.settings = settings or MeterSettings()
         self._save = save
         self._changed = False
+        self.generation = 0
         self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed)
 
     @property
@@ -65,6 +66,7 @@ class Meter:
     def activate(self, keys: Mapping[KeyId, bytes]) -> None:
         """Make new keys effective."""
         self.state.keys.update(keys)
+        self.generation += 1
         if KeyId.GUEK in keys and self.settings.ic_reset:
             self.state.tx_ic, self.state.rx_ic = 1, 0
         self._changed = True

@@ -36,6 +36,7 @@ from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS
 from hsmkm.simulator.services import BLOCK_OVERHEAD, GENERAL_OVERHEAD, Rights, Services
 
 MAX_PDU = 1024
+_CONFORMANCE = xdlms.CLIENT_CONFORMANCE | xdlms.GENERAL_PROTECTION
 CHALLENGE_OCTETS = 16
 
 REJECTED = 1
@@ -75,6 +76,7 @@ class Session:
     def _reset(self) -> None:
         self._state = _State.IDLE
         self._unicast = self._meter.unicast()
+        self._generation = self._meter.generation
         self._channel: Channel | None = None
         self._third: dict[SystemTitle, Channel] = {}
         self._client: SystemTitle | None = None
@@ -114,11 +116,13 @@ class Session:
         if self._services.pending:
             self._meter.activate(self._services.pending)
             self._services.pending = {}
-            self._unicast = self._meter.unicast()
+        if self._generation != self._meter.generation:
             self._renew_channel()
 
     def _renew_channel(self) -> None:
-        """Go on under the keys that are effective now; the dedicated key stays, but under the new GAK."""
+        """Go on under the keys that are effective now, whichever connection changed them; a dedicated key stays."""
+        self._generation = self._meter.generation
+        self._unicast = self._meter.unicast()
         if self._channel is None or self._client is None:
             return
         dedicated = self._channel.under_dedicated
@@ -220,7 +224,7 @@ class Session:
             self._take_dedicated(request.dedicated_key, opened)
         plain = opened.form in (Form.GLOBAL, None) and not demands.response & Protection.SIGNED
         self._services = Services(self._meter, request.max_pdu, BLOCK_OVERHEAD if plain else GENERAL_OVERHEAD)
-        answer = InitiateResponse(request.conformance & xdlms.CLIENT_CONFORMANCE, MAX_PDU).encode()
+        answer = InitiateResponse(request.conformance & _CONFORMANCE, MAX_PDU).encode()
         if channel is None:
             return answer
         wanted = (demands.response | opened.protection) & Protection.CIPHERED

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.dlms import axdr, security_setup
+from hsmkm.dlms.acse import parse_request
 from hsmkm.dlms.channel import Channel, Form
 from hsmkm.dlms.events import Associated, Forwarded, RefusalKind, Refused, Result
 from hsmkm.dlms.general import Header
@@ -16,7 +17,7 @@ from hsmkm.dlms.general_keys import GeneralKeys, KeyChoice
 from hsmkm.dlms.protection import Protection, SecurityPolicy
 from hsmkm.dlms.security_setup import Method
 from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite
-from hsmkm.dlms.xdlms import GetRequest, parse_response
+from hsmkm.dlms.xdlms import GetRequest, parse_initiate_request, parse_response
 from hsmkm.errors import HsmkmError, IntegrityError, RefusedError
 from hsmkm.simulator.behaviour import DroppedError
 from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, generate
@@ -349,3 +350,32 @@ def test_hostile_answers_in_every_form_raise_errors_of_ours(octets: bytes) -> No
 
 
 REALM = realm(SUITE_1)
+
+
+def test_a_meter_of_suite_0_opens_neither_signatures_nor_agreed_keys() -> None:
+    made = realm(SUITE_0)
+    wire = made.wire()
+    wire.associate()
+    client = wire.association.settings.client_title
+    assert client is not None
+    header = Header((1).to_bytes(8, "big"), client, METER).encode()
+    for layer in (b"\xdf" + header + b"\1\xc0" + b"\x40" + bytes(64), b"\xdd" + header + b"\1\2\1\2\0\x05" + bytes(5)):
+        assert wire.session.receive(layer, 1)[0] == 0xD8
+
+
+def test_general_protection_is_proposed_where_it_is_used() -> None:
+    made = realm(SUITE_1, policy=0)
+    for policy, proposed in ((0x80, 0x400000), (0x00, 0)):
+        wire = made.wire(policy=SecurityPolicy.parse(1, policy))
+        initiate = parse_request(wire.association.associate()).initiate
+        assert parse_initiate_request(initiate).conformance & 0x400000 == proposed
+
+
+def test_keys_changed_over_another_connection_hold_for_all() -> None:
+    made = realm(SUITE_1)
+    first, second = made.wire(), made.wire()
+    first.associate()
+    second.associate()
+    made.meter.activate({KeyId.GUEK: bytes(16)})
+    first.session.sent()
+    assert isinstance(first.drive(first.association.get(ACTIVE_ENERGY)), Refused)
