@@ -123,7 +123,7 @@ class Keyring:
             if number in keys[kind]:
                 raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
             self._check(kind, number, key)
-            keys[kind][number] = key
+            keys[kind][number] = self._session.working(key, self._attributes(kind))
         for kind, number in self._known:
             if number not in keys[kind]:
                 raise IntegrityError(f"the key {kind}:{number} is gone from the token", hint="this is another token")
@@ -208,7 +208,7 @@ class KeyPairs:
         for of_class in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             found = self._find(label, of_class)
             if found is not None:
-                self._session.cryptoki.destroy(found)
+                self._session.destroy(found)
 
     def public(self, label: str) -> ec.EllipticCurvePublicKey:
         """Read a public key; RefusedError if there is none of this label."""
@@ -221,14 +221,14 @@ class KeyPairs:
     def private(self, label: str, usage: str) -> int:
         """Find a private key of this one usage, "sign" or "derive"; IntegrityError if it may do anything else."""
         found = self._found(label, ObjectClass.PRIVATE_KEY)
-        expected = self._session.template(attributes.kept_private_key(_USAGES[usage]))
-        wrong = self._session.cryptoki.differences(found, expected)
+        listed = attributes.kept_private_key(_USAGES[usage])
+        wrong = self._session.cryptoki.differences(found, self._session.template(listed))
         if wrong:
             raise IntegrityError(
                 f"the token's key {label} has other attributes than it must have: {', '.join(wrong)}",
                 hint="it was made elsewhere, or for another use: do not use it here",
             )
-        return found
+        return self._session.working(found, listed)
 
     def identity(self, label: str) -> bytes:
         """Read CKA_ID, which both halves share; IntegrityError if they differ."""

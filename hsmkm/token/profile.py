@@ -112,6 +112,7 @@ class Profile:
     """One kind of token. `ladders` holds, for each task, the ways this token has for it, best first.
 
     `unstored` names attributes of the standard that the token cannot store, and refuses in a template.
+    `session_copies` tells that a token object is slow to use, so that a session copy of it does the work.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Profile:
     environment: Mapping[str, str]
     initialisation: Initialisation
     unstored: frozenset[str]
+    session_copies: bool
     mechanisms: Mechanisms
     kdfs: Kdfs
     ladders: Mapping[str, tuple[str, ...]]
@@ -181,6 +183,7 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         environment={str(name): str(path) for name, path in values["environment"].items()},
         initialisation=Initialisation(**values["initialisation"]),
         unstored=frozenset(values["unstored"]),
+        session_copies=values["session_copies"] is True,
         mechanisms=Mechanisms(**values["mechanisms"]),
         kdfs=Kdfs(**values["kdfs"]),
         ladders=_ladders(values["ladders"]),

@@ -14,7 +14,9 @@ import secrets
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from hsmkm.errors import InputError, LoginError, RefusedError, TokenUnreachableError
+from pkcs11 import Attribute
+
+from hsmkm.errors import InputError, LoginError, RefusedError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token.cryptoki import USER, USER_SO, Module
 from hsmkm.token.profile import load_profile
 from hsmkm.token.template import Template
@@ -49,6 +51,7 @@ class TokenSession:
         self.generation = next(_generations)
         self.uri = TokenUri()
         self._connected = False
+        self._copies: dict[tuple[int, int], int] = {}
         self.cryptoki = self._connect()
 
     def _connect(self) -> Session:
@@ -84,12 +87,39 @@ class TokenSession:
         unstored = self.profile.unstored
         return Template({name: value for name, value in listed.items() if name.name not in unstored})
 
+    def working(self, number: int, listed: Attributes) -> int:
+        """Return what does the work of a token object, which has these attributes: itself, or a session copy of it.
+
+        Raises TokenRefusedError if the copy may do anything else.
+        """
+        if not self.profile.session_copies:
+            return number
+        known = self._copies.get((self.generation, number))
+        if known is not None:
+            return known
+        as_copy: Attributes = {Attribute.TOKEN: False}
+        copy = self.cryptoki.copy(number, Template(as_copy))
+        wrong = self.cryptoki.differences(copy, self.template(listed | as_copy))
+        if wrong:
+            self.cryptoki.destroy(copy)
+            raise TokenRefusedError(f"the token copied a key with other attributes: {', '.join(wrong)}")
+        self._copies[self.generation, number] = copy
+        return copy
+
+    def destroy(self, number: int) -> None:
+        """Destroy a token object, and its session copy with it."""
+        copy = self._copies.pop((self.generation, number), None)
+        if copy is not None:
+            self.cryptoki.destroy(copy)
+        self.cryptoki.destroy(number)
+
     def reconnect(self) -> None:
         """Start a new generation: every handle made before is void, even if this fails.
 
         Raises TokenUnreachableError while the token is gone; it may be called again then.
         """
         self.generation = next(_generations)
+        self._copies.clear()
         with suppress(TokenUnreachableError):  # what is gone needs no end, and the next step tells if it is
             self._finalize()
         self.cryptoki = self._connect()

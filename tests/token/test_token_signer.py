@@ -11,8 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from hsmkm.errors import IntegrityError, PolicyError, RefusedError
-from hsmkm.token.signer import TokenSigner
+from hsmkm.errors import IntegrityError, PolicyError, RefusedError, TokenRefusedError
+from hsmkm.token.agreement import agree_as_recipient
+from hsmkm.token.curves import encode
+from hsmkm.token.signer import BirthSigner, TokenSigner
 
 if TYPE_CHECKING:
     from hsmkm.token.vault import Vault
@@ -56,6 +58,26 @@ def test_the_key_stays_in_the_token(vault: Vault) -> None:
         signer.exchange(ec.ECDH(), signer.public_key())
     assert copy.copy(signer) is copy.deepcopy(signer) is signer
     assert (signer.key_size, signer.curve.name) == (256, "secp256r1")
+
+
+@pytest.mark.parametrize("curve", ["P-256", "P-384"])
+def test_a_key_agreement_key_signs_at_its_birth_and_never_again(vault: Vault, curve: str) -> None:
+    digest = hashes.SHA256() if curve == "P-256" else hashes.SHA384()
+
+    def at_birth(signer: BirthSigner) -> x509.CertificateSigningRequest:
+        return x509.CertificateSigningRequestBuilder(NAME).sign(signer, digest)
+
+    request = vault.create_agreement_key("key-agreement", curve, at_birth)
+    assert request.is_signature_valid
+    assert request.public_key() == vault.public_key("key-agreement")
+    with pytest.raises(IntegrityError, match="other attributes"):
+        TokenSigner(vault, "key-agreement")
+    private = vault.key_pairs.private("key-agreement", "derive")
+    mechanisms, cryptoki = vault.session.profile.mechanisms, vault.session.cryptoki
+    with pytest.raises(TokenRefusedError):
+        cryptoki.sign(mechanisms.ecdsa, private, bytes(32))
+    with agree_as_recipient(vault, "key-agreement", encode(vault.public_key("key-agreement")), b"info") as kek:
+        assert kek.octets == 32
 
 
 def test_a_label_names_one_key_of_one_use(vault: Vault) -> None:

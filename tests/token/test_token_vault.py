@@ -82,6 +82,25 @@ def test_the_partys_keys_are_what_another_program_sees(token_settings: TokenSett
     assert sorted(shown["key-agreement"]) == sorted(["derive", "derive", hidden, "local"])
 
 
+@pytest.mark.parametrize("profile_name", ["nss"])
+def test_on_nss_session_copies_do_the_work_and_may_do_no_more(vault: Vault) -> None:
+    cryptoki = vault.session.cryptoki
+    for kind in (STORAGE, GAK_STORAGE):
+        working = vault.keyring.newest(kind)[1]
+        flags = {
+            name: cryptoki.read(working, Attribute[name])[0]
+            for name in ("TOKEN", "SENSITIVE", "EXTRACTABLE", "DECRYPT")
+        }
+        assert flags == {"TOKEN": 0, "SENSITIVE": 1, "EXTRACTABLE": 0, "DECRYPT": 0}
+    before = len(cryptoki.find(Template({}), 100))
+    vault.create_keys()
+    assert len(cryptoki.find(Template({}), 100)) == before
+    vault.create_ec_key("digital-signature")
+    vault.sign_raw("digital-signature", b"data")
+    vault.key_pairs.destroy("digital-signature")
+    assert len(cryptoki.find(Template({}), 100)) == before
+
+
 def test_making_the_keys_again_changes_nothing(vault: Vault) -> None:
     mac = vault.mac(b"data")
     vault.create_keys()
