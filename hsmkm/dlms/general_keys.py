@@ -75,7 +75,10 @@ class Agreement:
 
 @dataclass(slots=True, kw_only=True)
 class GeneralKeys:
-    """The key source of one side; a kind of key that is None is refused."""
+    """The key source of one side; a kind of key that is None is refused.
+
+    Only a meter `takes_broadcast`: every member of the group has the GBEK, so that an answer under it proves nothing.
+    """
 
     suite: SecuritySuite
     choice: KeyChoice = KeyChoice.GUEK
@@ -83,6 +86,7 @@ class GeneralKeys:
     gbek: Traffic | None = None
     wrapping: KeyWrapping | None = field(default=None, repr=False)
     agreement: Agreement | None = None
+    takes_broadcast: bool = False
     _previous: tuple[bytes, Traffic] | None = field(default=None, init=False, repr=False)
 
     def outgoing(self, header: Header) -> tuple[KeyInfo | None, Traffic]:
@@ -114,6 +118,8 @@ class GeneralKeys:
         if info is None:
             return self._earlier(header)
         if isinstance(info, IdentifiedKey):
+            if info.key_id == KeyId.GBEK and not self.takes_broadcast:
+                raise IntegrityError("an answer under the broadcast key proves nothing of its sender")
             return self._identified(info.key_id)
         if isinstance(info, WrappedKey):
             if info.kek_id or len(info.wrapped) != self.suite.wrapped_octets:

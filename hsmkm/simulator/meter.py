@@ -111,6 +111,7 @@ class Meter:
             gbek=Traffic(self._keys(KeyId.GBEK), broadcast, broadcast, broadcast=True),
             wrapping=SoftwareWrapping(self.state.keys[KeyId.MASTER], gak),
             agreement=self._agreement(client, gak),
+            takes_broadcast=True,
         )
 
     def _agreement(self, client: SystemTitle, gak: bytes) -> Agreement | None:

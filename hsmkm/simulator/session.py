@@ -258,7 +258,8 @@ class Session:
             self._meter.transactions(channel.peer).accept(opened.header.transaction_number)
         if is_client:
             self._lowest, self._carrier = lowest, opened.counter if _under_guek(opened) else None
-        rights = Rights(channel.peer, public=False, authentic=opened.authentic)
+        broadcast = opened.key_info == IdentifiedKey(KeyId.GBEK)
+        rights = Rights(channel.peer, public=False, authentic=opened.authentic and not broadcast)
         response = self._serve(xdlms.parse_request(opened.apdu), rights).encode()
         answer = self._answered(channel, response, opened, demands.response | opened.protection)
         if self._meter.settings.activate is Activation.NOW:
@@ -311,7 +312,9 @@ def _under_guek(opened: Opened) -> bool:
 
 
 def _choice(opened: Opened) -> KeyChoice:
-    """Under which key an APDU is answered; PREVIOUS where the meter cannot, or need not, name one of its own."""
+    """Under which key an APDU is answered: one of its kind, never the broadcast key, PREVIOUS for a wrapped one."""
+    if isinstance(opened.key_info, IdentifiedKey):
+        return KeyChoice.GUEK
     if isinstance(opened.key_info, AgreedKey):
         one_pass = opened.key_info.parameters is KeyParameters.ONE_PASS
         return KeyChoice.ONE_PASS if one_pass else KeyChoice.STATIC

@@ -12,7 +12,7 @@ from hsmkm.dlms import axdr, security_setup
 from hsmkm.dlms.acse import parse_request
 from hsmkm.dlms.channel import Channel, Form
 from hsmkm.dlms.events import Associated, Forwarded, RefusalKind, Refused, Result
-from hsmkm.dlms.general import Header
+from hsmkm.dlms.general import AgreedKey, Header, KeyParameters, WrappedKey
 from hsmkm.dlms.general_keys import GeneralKeys, KeyChoice
 from hsmkm.dlms.protection import Protection, SecurityPolicy
 from hsmkm.dlms.security_setup import Method
@@ -20,7 +20,7 @@ from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite
 from hsmkm.dlms.xdlms import GetRequest, parse_initiate_request, parse_response
 from hsmkm.errors import HsmkmError, IntegrityError, RefusedError
 from hsmkm.simulator.behaviour import DroppedError
-from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, generate
+from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, generate, point_of
 from hsmkm.simulator.keys import SoftwareDedicatedKey, SoftwareSecret
 from hsmkm.simulator.meter import ACTIVE_ENERGY, LONG_VALUE, PROFILE_OCTETS
 from tests.simulator.dlms_realm import METER, SIGNATURE, THIRD, Realm, Wire, realm
@@ -379,3 +379,42 @@ def test_keys_changed_over_another_connection_hold_for_all() -> None:
     made.meter.activate({KeyId.GUEK: bytes(16)})
     first.session.sent()
     assert isinstance(first.drive(first.association.get(ACTIVE_ENERGY)), Refused)
+
+
+def test_the_broadcast_key_gives_no_right_to_manage_keys() -> None:
+    made = realm(SUITE_1, policy=0x04)
+    wire = made.wire(form=Form.GENERAL, key_source=made.general_keys(KeyChoice.GBEK))
+    wire.associate()
+    event = wire.drive(wire.association.action(security_setup.method(Method.SECURITY_ACTIVATE), axdr.enum(0x6C)))
+    assert event == Refused("read-write denied", RefusalKind.ACTION, 3, authenticated=True)
+    assert made.state.policy == 0x04
+
+
+def test_an_answer_under_the_broadcast_key_is_refused() -> None:
+    made = realm(SUITE_1)
+    meter, client = made.general_keys(KeyChoice.GBEK), made.general_keys(KeyChoice.GUEK)
+    header = Header(b"\1", METER, made.settings().client_title)
+    info, _ = meter.outgoing(header)
+    with pytest.raises(IntegrityError, match="broadcast key"):
+        client.incoming(header, info)
+
+
+def test_a_wrapped_key_of_another_length_or_master_is_refused() -> None:
+    made = realm(SUITE_1)
+    keys = made.general_keys(KeyChoice.WRAPPED)
+    header = Header(b"\1", METER, made.settings().client_title)
+    for info in (WrappedKey(bytes(24)), WrappedKey(bytes(40)), WrappedKey(b""), WrappedKey(bytes(24), 1), None):
+        with pytest.raises(IntegrityError):
+            keys.incoming(header, info)
+
+
+def test_agreed_keys_off_the_curve_or_unsigned_are_refused() -> None:
+    made = realm(SUITE_1)
+    keys = made.general_keys(KeyChoice.ONE_PASS)
+    header = Header(b"\1", METER, made.settings().client_title)
+    point = point_of(generate(SUITE_1).public_key())
+    for data in (b"", bytes(128), point, point + bytes(64), point + b"\1" * 64, b"\1" * 128):
+        with pytest.raises(IntegrityError):
+            keys.incoming(header, AgreedKey(KeyParameters.ONE_PASS, data))
+    with pytest.raises(IntegrityError, match="no data"):
+        keys.incoming(header, AgreedKey(KeyParameters.STATIC, b"\1"))
