@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from hsmkm.dlms import agreement, security_setup
+from hsmkm.dlms import agreement, ciphering, security_setup
 from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds, PublicShare
 from hsmkm.dlms.association import Association
 from hsmkm.dlms.channel import Form
+from hsmkm.dlms.general import Header
 from hsmkm.dlms.security_setup import KeyTransfer, Method
 from hsmkm.dlms.settings import AssociationSettings
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SecuritySuite, SystemTitle
@@ -212,3 +214,18 @@ def test_a_share_under_another_signature_is_refused(start_meter: StartMeter, par
         with pytest.raises(MeterRefusedError):
             party.agree(client, KeyId.GUEK)
     assert party.reads(port) == 123_456
+
+
+@pytest.mark.parametrize("suite", [SecuritySuite.SUITE_1, SecuritySuite.SUITE_2])
+def test_gurux_authenticates_the_header_of_general_ciphering_alike(gurux_python: Path, suite: SecuritySuite) -> None:
+    key, gak = (secrets.token_bytes(suite.key_octets) for _ in range(2))
+    plain, counter = bytes.fromhex("C0010000080000010000FF0200"), 0x01234567
+    program = Path(__file__).parent / "gurux_general.py"
+    arguments = [str(int(suite)), key.hex(), gak.hex(), str(CLIENT), str(METER), str(counter), plain.hex()]
+    done = subprocess.run(
+        [str(gurux_python), str(program), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    header = Header(counter.to_bytes(8, "big"), CLIENT, METER)
+    control = ciphering.security_control(suite)
+    content = ciphering.seal(plain, SoftwareKeys(key, gak), control, CLIENT, counter, header.encode())
+    assert done.stdout.strip() == content.payload.hex(), done.stderr[-2000:]
