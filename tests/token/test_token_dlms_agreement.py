@@ -118,6 +118,18 @@ def test_the_check_of_the_kdf_with_a_secret_of_leading_zeros(vault: Vault) -> No
         assert value_of(vault, key).hex() == "40578b0a78fac267414ba0bc0a47c00a"
 
 
+@pytest.mark.parametrize("kdf", list(Kdf))
+def test_leading_zeros_of_an_agreed_secret_are_kept(vault: Vault, vectors: Vectors, kdf: Kdf) -> None:
+    value = vectors["key_agreement_one_pass"][0]["client_esk"]
+    ours = ec.derive_private_key(int(value, 16), ec.SECP256R1())
+    peers = (ec.derive_private_key(scalar, ec.SECP256R1()).public_key() for scalar in range(1, 1 << 16))
+    peer = next(each for each in peers if ours.exchange(ec.ECDH(), each)[0] == 0)
+    shared = ours.exchange(ec.ECDH(), peer)
+    with published_pair(vault, value) as own, agree(vault, kdf, own.private(), peer, b"info", wanted_guek()) as key:
+        hashed = b"\0\0\0\1" + shared if kdf is Kdf.SP800 else shared + b"\0\0\0\1"
+        assert value_of(vault, key) == hashlib.sha256(hashed + b"info").digest()[:16]
+
+
 def test_the_order_of_x963_gives_another_key(vault: Vault, vectors: Vectors) -> None:
     vector = vectors["key_agreement_ephemeral_unified"][0]
     info = other_info(ALGORITHM_5, vector["st_client"], vector["st_server"])
