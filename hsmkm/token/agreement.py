@@ -70,7 +70,7 @@ def _allow(vault: Vault) -> None:
     if not vault.session.settings.kdf_on_host:
         raise PolicyError(
             "this token derives an agreed key through host memory, which the policy forbids",
-            hint="set token.kdf_on_host, or use a token with CKD_SHA256_KDF",
+            hint="set policy.kdf_on_host, or use a token with CKD_SHA256_KDF",
         )
 
 

@@ -203,7 +203,7 @@ def _exposures(settings: TokenSettings, profile: Profile) -> list[Finding]:
     found = [Finding("exposure: GAK", ok=True, detail="in a wiped buffer while APDUs are protected (DLMS requires it)")]
     if "digest-key" in profile.ladders["kdf_x963"]:
         detail = "once in a wiped buffer" if settings.kdf_on_host else "forbidden: packages cannot be sent or opened"
-        found.append(Finding("exposure: agreed key", ok=settings.kdf_on_host, detail=detail, hint="token.kdf_on_host"))
+        found.append(Finding("exposure: agreed key", ok=settings.kdf_on_host, detail=detail, hint="policy.kdf_on_host"))
     if not profile.guards.unwrap_template:
         found.append(Finding("exposure: wrapped keys", ok=True, detail="readable to whoever holds the token's PIN"))
     return found

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hsmkm.errors import RefusedError
+from hsmkm.errors import RefusedError, TokenUnreachableError
 from hsmkm.token.session import open_session
 from hsmkm.token.types import KeyRole
 from hsmkm.token.vault import Vault
@@ -77,6 +77,10 @@ def die(_context: str) -> None:
 
 def refuse(_context: str) -> None:
     raise RefusedError("no", reasons=("one", "two"), hint="ask again")
+
+
+def lose_token(_context: str) -> None:
+    raise TokenUnreachableError("the token was removed")
 
 
 def stumble(_context: str, secret: str) -> None:
