@@ -20,6 +20,7 @@ from hsmkm.errors import Fault, InputError
 SETTINGS_FILE = "hsmkm.toml"
 ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
 CONCENTRATOR_KINDS = ("relay", "client")
+PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 EFFECTIVE = ("unknown", "now", "after-response", "release")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
 FLAG_ID = re.compile(r"[A-Z]{3}")
@@ -61,6 +62,22 @@ class TokenSection:
     pin: str = "file:token/pin"
     so_pin: str = "file:token/so-pin"
     module: str = ""
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section; never a value that should have been the source of a PIN."""
+        found = []
+        profiles = sorted(path.stem for path in data_folder("tokens").glob("*.toml"))
+        if self.profile not in profiles:
+            found.append(("profile", f"unknown token profile {self.profile!r}: use one of {', '.join(profiles)}"))
+        if self.uri and not self.uri.lower().startswith("pkcs11:"):
+            found.append(("uri", "must be a PKCS#11 URI, such as pkcs11:token=factory;serial=0a1b"))
+        sources = ", ".join(f"{kind}:" for kind in PIN_SOURCES)
+        found += [
+            (name, f"must name a source, one of {sources}, and never be the PIN itself")
+            for name in ("pin", "so_pin")
+            if getattr(self, name).partition(":")[0] not in PIN_SOURCES or ":" not in getattr(self, name)
+        ]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,10 @@ class ServiceSettings:
 
     listen: str = "127.0.0.1:8443"
 
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        return _listen_faults(self.listen)
+
 
 @dataclass(frozen=True, slots=True)
 class ConcentratorSettings:
@@ -133,7 +154,16 @@ class ConcentratorSettings:
             found.append(("aim_url", "must start with https://"))
         if not 0 <= self.network_id <= 255:  # noqa: PLR2004 - one octet of the gateway prefix
             found.append(("network_id", "must be 0 to 255"))
-        return found
+        if self.poll_seconds < 1:
+            found.append(("poll_seconds", "must be 1 or more"))
+        return found + _listen_faults(self.listen)
+
+
+def _listen_faults(listen: str) -> list[tuple[str, str]]:
+    host, _, port = listen.rpartition(":")
+    if host and port.isdecimal() and int(port) <= 65535:  # noqa: PLR2004 - TCP ports
+        return []
+    return [("listen", f"{listen!r} is not host:port")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +295,7 @@ class _Reader:
         for number, line in enumerate(self.lines, 1):
             if match := re.match(r"\s*\[([^\]]+)\]", line):
                 current = match[1].strip()
-                header = number if current == section else header
+                header = number if current == (section or key) else header
             elif current == section and re.match(rf"\s*{re.escape(key)}\s*=", line):
                 return number
         return header
@@ -288,13 +318,13 @@ class _Reader:
             self.fault(section, key, "unknown setting")
         for item in known:
             self.value(section, item, hints[item.name], table, values)
-        if len(self.found) > before:
+        if any(item.name not in values and _is_required(item) for item in known):
             return None
         made = cls(**values)
         check: Callable[[], list[tuple[str, str]]] | None = getattr(made, "faults", None)
         if check:
             self.checks.append((section, check))
-        return made
+        return made if len(self.found) == before else None
 
     def value(
         self, section: str, item: Field[Any], kind: type[Any], table: Mapping[str, object], values: dict[str, object]
@@ -309,7 +339,7 @@ class _Reader:
             raw: object = _from_environment(self.environment[variable], kind)
         elif item.name in table:
             raw = table[item.name]
-        elif item.default is MISSING:
+        elif _is_required(item):
             self.fault(section, item.name, "is missing")
             return
         else:
@@ -330,6 +360,10 @@ class _Reader:
                 f"{self.source} has {len(self.found)} fault(s)", sorted(self.found), "correct the lines named above"
             )
         return made
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 _KIND_NAMES: dict[object, str] = {
@@ -369,8 +403,19 @@ def load_settings(home: Path, environment: Mapping[str, str] | None = None) -> S
     path = home / SETTINGS_FILE
     if not path.is_file():
         raise InputError(f"no {SETTINGS_FILE} in {home}", hint="make a home folder with: hsmkm --home DIR init")
-    reader = _Reader(str(path), path.read_text(encoding="utf-8"), os.environ if environment is None else environment)
+    reader = _Reader(str(path), _read_text(path), os.environ if environment is None else environment)
     return reader.finish(reader.section(Settings, "", reader.table, {"home": home.resolve()}))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        octets = path.read_bytes()
+        return octets.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="see whether the file is yours") from error
+    except UnicodeDecodeError as error:
+        fault = Fault(str(path), octets[: error.start].count(b"\n") + 1, 0, "not UTF-8")
+        raise InputError(f"{path} has a wrong encoding", [fault], "write it as UTF-8") from error
 
 
 def data_folder(name: str) -> Path:
@@ -393,5 +438,5 @@ def load_model(name: str, home: Path | None = None) -> MeterModel:
 
 def read_model(path: Path) -> MeterModel:
     """Read one model file; InputError names every fault with its line."""
-    reader = _Reader(str(path), path.read_text(encoding="utf-8"), {})
+    reader = _Reader(str(path), _read_text(path), {})
     return reader.finish(reader.section(MeterModel, "", reader.table, {"name": path.stem}))

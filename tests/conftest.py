@@ -12,6 +12,7 @@ import pytest
 from hsmkm.token.session import init_token, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
+from tests.field import Field, deliver_meters, open_field
 from tests.realm import Realm, build_realm, copy_realm
 
 if TYPE_CHECKING:
@@ -77,3 +78,18 @@ def realm_template(tmp_path_factory: pytest.TempPathFactory) -> Realm:
 def realm(realm_template: Realm, tmp_path: Path) -> Realm:
     """A realm of this test's own."""
     return copy_realm(realm_template, tmp_path / "realm")
+
+
+@pytest.fixture(scope="session")
+def delivered_template(realm_template: Realm, tmp_path_factory: pytest.TempPathFactory) -> Realm:
+    """A realm whose utility has the keys of meters that the factory made, once for this process."""
+    realm = copy_realm(realm_template, tmp_path_factory.mktemp("delivered") / "realm")
+    deliver_meters(realm)
+    return realm
+
+
+@pytest.fixture
+def field(delivered_template: Realm, tmp_path: Path) -> Iterator[Field]:
+    """A field of this test's own, where nothing runs yet."""
+    with open_field(copy_realm(delivered_template, tmp_path / "realm")) as opened:
+        yield opened

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from hsmkm.cli.frame import frame, party_worker, talk
+from hsmkm.cli.frame import frame, standing_worker, talk
 from hsmkm.cli.listening import announce, log_to_stderr
 from hsmkm.concentrator.fetch import Aim
 from hsmkm.concentrator.holder import Holder
@@ -37,7 +37,7 @@ def run() -> None:
         )
     host, port = split_listen(section.listen)
     log_to_stderr()
-    with party_worker() as worker:
+    with standing_worker() as worker:
         holder = Holder(worker, section.aim)
         relay = RelaySettings(host, port, server_context(settings.home), holder.authorise, holder.route)
         aim = Aim(url.hostname, url.port, client_context(settings.home))

@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hsmkm.config import Settings, load_settings
-from hsmkm.errors import HsmkmError, InputError, RefusedError
+from hsmkm.errors import HsmkmError, InputError, LoginError, RefusedError
 from hsmkm.steps.party import Party, open_party
+from hsmkm.token.standing import StandingWorker
+from hsmkm.token.uri import pin_descriptors
 from hsmkm.token.workers import Worker
 
 
@@ -74,9 +76,28 @@ def default_actor() -> str:
 def party_worker() -> Iterator[Worker[Party]]:
     """Spawn the worker that alone loads the PKCS#11 module, reads the PIN and opens this party."""
     here = frame()
-    here.settings()
-    with Worker(open_party, here.home, here.actor) as worker:
+    with Worker(open_party, here.home, here.actor, inherit=inherited(here.settings())) as worker:
         yield worker
+
+
+@contextmanager
+def standing_worker() -> Iterator[StandingWorker[Party]]:
+    """Spawn the same worker for a process that runs for long, and replace it when it died."""
+    here = frame()
+    inherit = inherited(here.settings())
+    with StandingWorker(lambda: Worker(open_party, here.home, here.actor, inherit=inherit)) as worker:
+        yield worker
+
+
+def inherited(settings: Settings) -> tuple[int, ...]:
+    """Name the open files in which a worker finds the PINs of source `fd:`; LoginError if one is not open."""
+    found = pin_descriptors(settings.token.pin, settings.token.so_pin)
+    for number in found:
+        try:
+            os.fstat(number)
+        except OSError as error:
+            raise LoginError(f"file descriptor {number} of the PIN is not open", hint=f"add {number}<FILE") from error
+    return found
 
 
 def talk(text: str) -> None:
@@ -117,8 +138,7 @@ def explain(error: HsmkmError) -> None:
         for reason in error.reasons:
             talk(f"reason: {reason}")
     talk(f"error: {error.message}")
-    if error.hint:
-        talk(f"hint: {error.hint}")
+    talk(f"hint: {error.hint or error.advice}")
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
@@ -129,9 +149,20 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     except HsmkmError as error:
         explain(error)
         return error.exit_code
+    except OSError as error:
+        explain(_refused_by_system(error))
+        return 1
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
+
+
+def _refused_by_system(error: OSError) -> HsmkmError:
+    place = f" {error.filename}" if error.filename else ""
+    return HsmkmError(
+        f"the system refused{place}: {error.strerror or type(error).__name__}",
+        hint="see whether the disk has room and the files are yours",
+    )
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hsmkm.cli.frame import frame, party_worker, show, talk
-from hsmkm.cli.outcomes import show_outcomes
+from hsmkm.cli.outcomes import raise_failed, show_outcomes
 from hsmkm.cli.reference import attribute, shown
 from hsmkm.cli.renew import read_lines
+from hsmkm.config import SYSTEM_TITLE
+from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
+from hsmkm.steps.communicate import Reading
 from hsmkm.steps.communicate import read as read_meter
-from hsmkm.steps.inject import inject as inject_meter
-from hsmkm.steps.party import open_listing
+from hsmkm.steps.inject import inject_many as inject_meters
+from hsmkm.steps.party import Party, open_listing
 from hsmkm.steps.provision import provision as provision_order
 from hsmkm.steps.register import register as register_meters
+from hsmkm.steps.renew import Outcome, failing
 from hsmkm.store import key_sets, meters, renewals
 
 app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
@@ -40,13 +45,15 @@ def provision(
 
 @app.command()
 def inject(
-    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    meter: Annotated[str | None, typer.Argument(help="System title or serial number.")] = None,
     address: Annotated[str, typer.Option(help="Where the meter is, host:port; kept for later.")] = "",
+    file: Annotated[Path | None, typer.Option("--list", help="File of lines METER,HOST:PORT.")] = None,
 ) -> None:
-    """Put a provisioned meter's keys into it over DLMS, in place of its model's initial keys, and prove them."""
+    """Put provisioned meters' keys into them over DLMS, in place of their model's initial keys, and prove them."""
+    places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
-        outcome = worker.call(inject_meter, meter, address)
-    show_outcomes([outcome])
+        outcomes = worker.call(inject_meters, places)
+    show_outcomes(outcomes)
 
 
 @app.command()
@@ -71,44 +78,63 @@ def _places(file: Path | None) -> list[tuple[str, str]]:
     wrong = [number for number, line in lines if line.count(",") != 1]
     if wrong:
         faults = [Fault(str(file), number, 0, "must be METER,HOST:PORT") for number in wrong]
-        raise InputError(f"{file} has {len(wrong)} fault(s)", faults, "nothing was registered")
+        raise InputError(f"{file} has {len(wrong)} fault(s)", faults, "nothing was done")
     return [(name.strip(), place.strip()) for name, _, place in (line.partition(",") for _, line in lines)]
 
 
 @app.command()
 def read(
-    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
-    attributes: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="OBIS...", help="[CLASS:]OBIS[:ATTRIBUTE], class 3 and attribute 2 by default."),
+        typer.Argument(metavar="[METER] OBIS...", help="[CLASS:]OBIS[:ATTRIBUTE], class 3 and attribute 2 by default."),
     ],
+    file: Annotated[Path | None, typer.Option("--list", help="In place of METER: file of lines that begin so.")] = None,
 ) -> None:
-    """Read attributes under the meter's active keys, through its concentrator where it has one."""
-    wanted = tuple(attribute(text) for text in attributes)
+    """Read attributes under the meters' active keys, through their concentrators where they have one."""
+    listed = [line.partition(",")[0].strip() for line in read_lines(file) if line.strip()] if file else words[:1]
+    wanted = tuple(attribute(text) for text in (words if file else words[1:]))
+    if not wanted or not listed:
+        raise InputError("no attribute or no meter is named", hint="for example: hsmkm meter read METER 1.0.1.8.0.255")
     with party_worker() as worker:
-        readings = worker.call(read_meter, meter, wanted)
+        readings, failed = worker.call(_read, listed, wanted)
     rows = [
         {
+            "meter": name,
             "obis": str(item.attribute.logical_name),
             "class": item.attribute.class_id,
             "attribute": item.attribute.attribute,
             "type": item.data.name,
             "value": shown(item.data),
         }
-        for item in readings
+        for name, item in readings
     ]
-    show(rows, ("obis", "class", "attribute", "type", "value"))
+    show(rows, ("meter", "obis", "class", "attribute", "type", "value"))
+    raise_failed(failed, len(listed))
+
+
+def _read(
+    party: Party, names: Sequence[str], wanted: tuple[AttributeRef, ...]
+) -> tuple[list[tuple[str, Reading]], list[Outcome]]:
+    readings: list[tuple[str, Reading]] = []
+    failed: list[Outcome] = []
+    for name in names:
+        with failing(failed, name):
+            readings += [(name, item) for item in read_meter(party, name, wanted)]
+    return readings, failed
 
 
 @app.command(name="list")
 def list_meters(
     concentrator: Annotated[str | None, typer.Option(help="Only those behind this concentrator.")] = None,
+    order: Annotated[str | None, typer.Option(help="Only those of this order (its id).")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 1000,
     after: Annotated[str, typer.Option(help="Begin behind this system title.")] = "",
 ) -> None:
     """List meters by system title."""
+    if after and not SYSTEM_TITLE.fullmatch(after.upper()):
+        raise InputError(f"{after!r} is not a system title", hint="16 hex digits, as the list shows them")
     with open_listing(frame().home) as store, store.read() as tx:
-        found = meters.listing(tx, after=bytes.fromhex(after), limit=limit, concentrator=concentrator)
+        found = meters.listing(tx, after=bytes.fromhex(after), limit=limit, order=order, concentrator=concentrator)
     rows = [
         {
             "meter": item.title,

@@ -14,6 +14,7 @@ from hsmkm.steps.party import open_listing
 from hsmkm.store import models
 
 app = typer.Typer(help="Meter models: their settings, and the keys their meters come with.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The model's name.")]
 
 
 @app.command(name="list")
@@ -31,7 +32,7 @@ def list_models() -> None:
 
 
 @app.command(name="show")
-def show_model(name: str) -> None:
+def show_model(name: Name) -> None:
     """Show a model's settings."""
     model = load_model(name, frame().home)
     rows: list[dict[str, object]] = [
@@ -48,7 +49,7 @@ def show_model(name: str) -> None:
 
 @app.command()
 def import_keys(
-    name: str,
+    name: Name,
     keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, `gak`, `master`, `gbek`; mode 0600.")],
     suite: Annotated[int, typer.Option(min=0, max=2, help="Security suite of the keys.")] = 0,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hsmkm.cli.frame import show
-from hsmkm.errors import PartlyDoneError
+from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.steps.renew import Outcome
 
 
@@ -16,11 +16,19 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
         for item in outcomes
     ]
     show(rows, ("meter", "state", "generation", "detail"))
-    failed = [item for item in outcomes if item.error is not None]
-    if failed and len(outcomes) == 1 and failed[0].error is not None:
+    raise_failed([item for item in outcomes if item.error is not None], len(outcomes))
+
+
+def raise_failed(failed: Sequence[Outcome], asked: int) -> None:
+    """Raise the error of the one meter that was asked for, or PartlyDoneError where some of several failed."""
+    if failed and asked == 1 and failed[0].error is not None:
         raise failed[0].error
-    if failed:
-        raise PartlyDoneError(
-            f"{len(failed)} of {len(outcomes)} meters are not done",
-            hint="those in doubt go on with: hsmkm resolve --all",
-        )
+    if not failed:
+        return
+    first = f"{failed[0].system_title}: {failed[0].detail}"
+    if len(failed) == asked and not any(isinstance(item.error, PartlyDoneError) for item in failed):
+        raise RefusedError(f"none of {asked} meters is done: {first}", hint="see the detail of each")
+    raise PartlyDoneError(
+        f"{len(failed)} of {asked} meters are not done: {first}",
+        hint="those in doubt go on with: hsmkm resolve --all",
+    )

@@ -32,7 +32,7 @@ def _row(party: parties.Party) -> dict[str, object]:
 
 @app.command()
 def add(
-    name: str,
+    name: Annotated[str, typer.Argument(help="The party's name, as its package-signing certificate says it.")],
     role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")],
     certificates: Annotated[Path, typer.Option(help="Folder of the party's certificates, PROFILE.pem each.")],
     flag: Annotated[list[str] | None, typer.Option(help="A FLAG id it may speak for; repeatable.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from hsmkm.cli.frame import frame, party_worker, talk
+from hsmkm.cli.frame import frame, standing_worker, talk
 from hsmkm.cli.listening import announce, log_to_stderr
 from hsmkm.errors import RefusedError
 from hsmkm.link.tls import server_context
@@ -25,7 +25,7 @@ def serve() -> None:
     settings = frame().settings()
     host, port = split_listen(settings.service.listen)
     log_to_stderr()
-    with party_worker() as worker:
+    with standing_worker() as worker:
         app = create_app(PartyDesk(settings.home, worker))
         serve_app(app, host, port, server_context(settings.home), announce)
     talk("stopped")

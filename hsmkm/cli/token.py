@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hsmkm.cli.frame import frame, show, talk
+from hsmkm.cli.frame import frame, inherited, show, talk
 from hsmkm.errors import TokenRefusedError
 from hsmkm.steps.setup import examine_token, make_token, open_settings
 from hsmkm.token.workers import Worker
@@ -18,15 +18,17 @@ def init() -> None:
 
     Where token.uri is set already, that token is used as it is and only the keys are made.
     """
-    with Worker(open_settings, frame().home) as worker:
-        made = worker.call(make_token, frame().actor)
+    here = frame()
+    with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
+        made = worker.call(make_token, here.actor)
     show([{"token": made.uri, "key": key} for key in made.keys], ("key", "token"))
 
 
 @app.command()
 def doctor() -> None:
     """Try every operation this party needs, and every guard by misusing it, on the token itself."""
-    with Worker(open_settings, frame().home) as worker:
+    here = frame()
+    with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
         findings = worker.call(examine_token)
     show(
         [{"check": item.name, "ok": "ok" if item.ok else "FAILED", "detail": item.detail} for item in findings],

@@ -10,7 +10,7 @@ from hsmkm.steps.communicate import split_address
 from hsmkm.steps.party import Party
 from hsmkm.steps.receive import receive_or_refuse
 from hsmkm.store import meters, parties
-from hsmkm.token.workers import Worker
+from hsmkm.token.standing import StandingWorker
 
 ANSWER_SECONDS = 60.0
 
@@ -19,7 +19,7 @@ ANSWER_SECONDS = 60.0
 class Holder:
     """Takes packages, knows the head end, and finds meters."""
 
-    worker: Worker[Party]
+    worker: StandingWorker[Party]
     aim: str
 
     def accept(self, package: bytes) -> bytes:

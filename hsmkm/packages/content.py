@@ -361,11 +361,11 @@ def _repetitions(meters: tuple[MeterEntry, ...]) -> Iterator[str]:
     names: set[tuple[bytes, int, int, int]] = set()
     seen: dict[bytes, tuple[MeterEntry, WrappedKey]] = {}
     for entry in meters:
-        if entry.name in names:
+        if entry.system_title and entry.name in names:
             yield f"{entry.place} occurs twice for one security setup and client"
         names.add(entry.name)
         for key in entry.keys:
-            for octets in (key.wrapped, key.identity):
+            for octets in filter(None, (key.wrapped, key.identity)):
                 first = seen.setdefault(octets, (entry, key))
                 if first[1] is not key and not _is_shared(first, (entry, key)):
                     yield f"{entry.place}: {key.role} is the same key as {first[1].role} of {first[0].place}"

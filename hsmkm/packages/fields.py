@@ -102,7 +102,7 @@ class Fields:
             return bytes.fromhex(value)
         if name in self._members:
             self.wrong(name, f"is not {length} octets in hex with small letters")
-        return bytes(length)
+        return b""
 
     def base64(self, name: str, longest: int) -> bytes:
         """Read canonical base64 of at most `longest` octets."""

@@ -31,6 +31,15 @@ from hsmkm.store.meter import Meter
 from hsmkm.token.keys import KeyHandle
 from hsmkm.token.vault import Vault
 
+MAX_UNTRUSTED = 1 << 20
+"""Octets of content that are still parsed, to name every reason, when the signer is refused already."""
+
+MAX_GENERATION_STEP = 10_000
+"""How far a generation may rise at once: numbers cannot be used up by one package."""
+
+FIRST_KEYS = (Purpose.DELIVERY, Purpose.TRANSFER)
+"""Purposes that bring a meter's keys to one who has not spoken to it yet."""
+
 CLOCK_SKEW = timedelta(minutes=5)
 """How far the sender's clock may be ahead of ours."""
 
@@ -124,11 +133,14 @@ def open_package(vault: Vault, registry: Registry, receiver: Receiver, data: byt
     signed = open_container(data)
     sender = registry.sender(fingerprint(signed.signer))
     reasons = list(_signer_reasons(signed, sender, receiver, now))
+    if reasons and len(signed.content) > MAX_UNTRUSTED:
+        raise _refused(None, [*reasons, "the content was not looked at: it is large, and its signer is not trusted"])
     content, form = _parse(signed)
     reasons += form
+    if content is not None:
+        reasons += _header_reasons(content, signed, receiver, now)
     if content is not None and sender is not None:
-        reasons += _sender_reasons(content, signed, sender)
-        reasons += _header_reasons(content, signed, sender, receiver, registry, now)
+        reasons += _sender_reasons(content, signed, sender, receiver, registry)
         reasons += _meter_reasons(content, registry)
     if content is None or sender is None or reasons:
         raise _refused(content, reasons)
@@ -158,22 +170,26 @@ def _signer_reasons(signed: Signed, sender: Sender | None, receiver: Receiver, n
         receiver.trust.check(signed.signer, signed.chain, "package-signing", now)
     except RefusedError as error:
         yield from error.reasons
+    yield from receiver.trust.stray(signed.signer, signed.chain)
 
 
-def _sender_reasons(content: PackageContent, signed: Signed, sender: Sender) -> Iterator[str]:
-    named = content.header.sender
+def _sender_reasons(
+    content: PackageContent, signed: Signed, sender: Sender, receiver: Receiver, registry: Registry
+) -> Iterator[str]:
+    header, named = content.header, content.header.sender
     if named.name != holder(signed.signer):
         yield f"the package names the sender {named.name!r}, and its signer is {holder(signed.signer)!r}"
     if (named.role, named.system_title) != (sender.role, sender.system_title):
         yield "the package names the sender with another role or system title than it is registered with"
+    yield from role_reasons(header.purpose, Peer(sender.name, sender.role, sender.system_title), receiver.peer)
     yield from flag_reasons(sender.role, sender.flags, (entry.system_title for entry in content.meters))
+    last = registry.last_sequence(sender.name, header.purpose.value)
+    if header.sequence <= last:
+        yield f"the sequence {header.sequence} does not rise: {last} was taken before"
 
 
-def _header_reasons(
-    content: PackageContent, signed: Signed, sender: Sender, receiver: Receiver, registry: Registry, now: datetime
-) -> Iterator[str]:
+def _header_reasons(content: PackageContent, signed: Signed, receiver: Receiver, now: datetime) -> Iterator[str]:
     header, ours = content.header, receiver.peer
-    yield from role_reasons(header.purpose, Peer(sender.name, sender.role, sender.system_title), ours)
     if header.purpose is Purpose.INJECTION:
         yield "an injection is opened by line equipment, which keeps no keys"
     if (header.recipient.system_title, header.recipient.role) != (ours.system_title, ours.role):
@@ -182,9 +198,6 @@ def _header_reasons(
         yield "the package has expired"
     if header.created > now + CLOCK_SKEW:
         yield "the package was created in the future"
-    last = registry.last_sequence(sender.name, header.purpose.value)
-    if header.sequence <= last:
-        yield f"the sequence {header.sequence} does not rise: {last} was taken before"
     suites = {entry.suite for entry in content.meters}
     yield from suite_reasons(suites, public_key(signed.signer), public_key(receiver.certificate))
     if content.recipient_info:
@@ -207,7 +220,11 @@ def _meter_reasons(content: PackageContent, registry: Registry) -> Iterator[str]
             yield f"{entry.place}: the generation does not rise, {newest} is known"
         if content.header.purpose is Purpose.ACTIVATION and (newest is None or entry.generation > newest):
             yield f"{entry.place}: there are no keys to activate"
+        if newest is not None and entry.generation > newest + MAX_GENERATION_STEP:
+            yield f"{entry.place}: the generation rises too far, {newest} is known"
         known = registry.meter(entry.system_title)
+        if known is not None and known.registered and content.header.purpose in FIRST_KEYS:
+            yield f"{entry.place}: the meter is registered here, its keys are renewed and not delivered"
         if known is not None and (known.serial, known.model, known.suite) != (entry.serial, entry.model, entry.suite):
             yield f"{entry.place}: serial number, model or suite differ from what is known of this meter"
 

@@ -226,6 +226,7 @@ def check_receipt(data: bytes, package: str, sha256: bytes, trust: TrustStore, p
         trust.check(signed.signer, signed.chain, "package-signing", now)
     except RefusedError as error:
         reasons += error.reasons
+    reasons += trust.stray(signed.signer, signed.chain)
     if not hmac.compare_digest(fingerprint(signed.signer), pinned):
         reasons.append("the receipt is not signed with the recipient's registered certificate")
     if receipt.package != package:

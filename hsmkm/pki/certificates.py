@@ -10,6 +10,7 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -120,17 +121,32 @@ def write_certificates(path: Path, certificates: Iterable[x509.Certificate]) -> 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, sync it and rename it, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        hint = "see whether the folder is yours and the disk has room"
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename is not before its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _faulty(source: str, text: str) -> InputError:
-    return InputError(f"{source} {text}", [Fault(source, 0, 0, text)])
+    fault = Fault(source, 0, 0, text)
+    return InputError(f"{source} {text}", [fault], "give a file of certificates in PEM, or one certificate in DER")

@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.authority import policies_of
@@ -85,6 +86,25 @@ class TrustStore:
                 reasons,
                 hint="see the reasons; a list past its date is replaced by a new one of the authority",
             )
+
+    def stray(self, leaf: x509.Certificate, chain: Sequence[x509.Certificate]) -> list[str]:
+        """Say which certificates that came with a leaf are not, octet for octet, on the path from it to an anchor.
+
+        No signature covers what is sent along in a container: what is not needed there could be put in or altered by
+        anybody on the way, and the same content would have many forms.
+        """
+        left, last = list(chain), leaf
+        while issuer := next((one for one in left if _issued(one, last) and _is_exact(one)), None):
+            left.remove(issuer)
+            last = issuer
+        if last is not leaf and not self._is_ours(last):
+            left.append(last)
+        return [f"the certificate of {common_name(one.subject)!r} that came along is not on the path" for one in left]
+
+    def _is_ours(self, certificate: x509.Certificate) -> bool:
+        known = (*self.anchors, *self.intermediates)
+        by_another = certificate.subject != certificate.issuer
+        return certificate in known or (by_another and any(_issued(one, certificate) for one in known))
 
     def _best_path_reasons(
         self, leaf: x509.Certificate, chain: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime
@@ -157,6 +177,11 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
+
+
+def _is_exact(certificate: x509.Certificate) -> bool:
+    """Whether the signature, which does not cover its own encoding, is a BIT STRING without unused bits."""
+    return certificate.public_bytes(Encoding.DER).endswith(b"\0" + certificate.signature)
 
 
 def _validity(certificate: x509.Certificate, now: datetime) -> Iterator[str]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, RefusedError
 from hsmkm.service.desk import PackageSummary, ReceiptOutcome, ReceiptResult
 from hsmkm.steps import deliver
+from hsmkm.steps.certify import own_chain
 from hsmkm.steps.party import Party
 from hsmkm.store import packages, parties
 from hsmkm.store.packages import Direction, PackageRecord
-from hsmkm.token.workers import Worker
+from hsmkm.token.standing import StandingWorker
 
-OBSERVER_ROLES = ("utility", "factory")
 MAX_LISTED = 1000
 ANSWER_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +31,31 @@ class PartyDesk:
     """Answers the HTTPS interface through a worker that has the party open."""
 
     home: Path
-    worker: Worker[Party]
+    worker: StandingWorker[Party]
 
     def party_for(self, certificate_der: bytes) -> str | None:
-        """Return the registered party whose pinned TLS certificate this is."""
+        """Return the registered party whose pinned TLS certificate this is, or our own name for our own certificate."""
         fingerprint = hashlib.sha256(certificate_der).digest()
         return self.worker.call(_party_for, fingerprint, deadline=ANSWER_SECONDS)
 
     def may_observe(self, party: str) -> bool:
-        """Tell whether the party may read the metrics."""
-        return self.worker.call(_role, party, deadline=ANSWER_SECONDS) in OBSERVER_ROLES
+        """Tell whether the party may read the metrics: only whoever runs this service, with its own certificate."""
+        return self.worker.call(_is_own_name, party, deadline=ANSWER_SECONDS)
 
     def packages(self, party: str) -> Sequence[PackageSummary]:
-        """List the party's packages without receipt, oldest first."""
+        """List the party's packages without receipt, oldest first, up to one whose file is just being written."""
         waiting = self.worker.call(_waiting, party, deadline=ANSWER_SECONDS)
-        return [self._summary(record) for record in waiting]
+        return [self._summary(record) for record in takewhile(self._is_written, waiting)]
 
     def package(self, party: str, package_id: str) -> bytes | None:
         """Return the `.p7m` if it was made for this party; IntegrityError if the file is not the one recorded."""
         record = self.worker.call(_sent_to, party, package_id, deadline=ANSWER_SECONDS)
         if record is None:
             return None
-        data = self._path(package_id).read_bytes()
+        try:
+            data = self._path(package_id).read_bytes()
+        except FileNotFoundError as error:
+            raise IntegrityError(f"the file of package {package_id} is missing") from error
         if hashlib.sha256(data).digest() != record.sha256:
             raise IntegrityError(f"the file of package {package_id} was altered")
         return data
@@ -63,15 +72,22 @@ class PartyDesk:
         return ReceiptOutcome(ReceiptResult.REPLAYED if replayed else ReceiptResult.ACCEPTED)
 
     def ready(self) -> tuple[bool, str]:
-        """Tell whether token and store answer."""
+        """Tell whether token and store answer; what is wrong goes to the log, since anyone of the PKI may ask."""
         try:
             self.worker.call(_probe, deadline=ANSWER_SECONDS)
         except HsmkmError as error:
-            return False, error.message
+            logger.warning("not ready: %s", error)
+            return False, "token or store does not answer; the log of the service says why"
         return True, "token and store answer"
 
     def _path(self, package_id: str) -> Path:
         return self.home / "packages" / f"{package_id}.p7m"
+
+    def _is_written(self, record: PackageRecord) -> bool:
+        written = self._path(record.id).is_file()
+        if not written:
+            logger.warning("the file of package %s is not there; it and what follows it waits", record.id)
+        return written
 
     def _summary(self, record: PackageRecord) -> PackageSummary:
         octets = self._path(record.id).stat().st_size
@@ -81,18 +97,20 @@ class PartyDesk:
 def _party_for(party: Party, fingerprint: bytes) -> str | None:
     with party.store.read() as tx:
         row = parties.by_certificate(tx, "tls", fingerprint)
-    return row.name if row else None
+    if row is not None:
+        return row.name
+    return party.settings.party.name if own_chain(party, "tls")[0].fingerprint(SHA256()) == fingerprint else None
 
 
-def _role(party: Party, name: str) -> str:
-    with party.store.read() as tx:
-        return parties.require(tx, name).role
+def _is_own_name(party: Party, name: str) -> bool:
+    return name == party.settings.party.name
 
 
 def _waiting(party: Party, name: str) -> list[PackageRecord]:
-    deliver.finish_files(party)
     with party.store.read() as tx:
         found = packages.listing(tx, direction=Direction.SENT, peer=name, state=deliver.SENT)
+    with deliver.outbox(party, wait=False):
+        pass
     return sorted(found, key=lambda item: (item.created, item.sequence))[:MAX_LISTED]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container, sign_content
+from hsmkm.packages.strict_json import parse
 from hsmkm.pki.certificates import fingerprint, replace_file
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.deliver import signatory
@@ -38,12 +39,22 @@ def _checkpoint(party: Party, path: Path) -> bytes:
     try:
         data = path.read_bytes()[: MAX_CHECKPOINT + 1]
     except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from error
+        hint = "give the path of a checkpoint that hsmkm audit checkpoint wrote"
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror}", hint=hint) from error
     signed = open_container(data)
     trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now())
     if fingerprint(signed.signer) != fingerprint(own_chain(party, "package-signing")[0]):
         raise RefusedError(f"checkpoint {path} was signed by another party")
+    if not _is_checkpoint(signed.content):
+        raise InputError(f"{path} is signed, and is no checkpoint", hint="give what hsmkm audit checkpoint wrote")
     return signed.content
+
+
+def _is_checkpoint(content: bytes) -> bool:
+    """Whether it has the members of a checkpoint: the same key signs packages and receipts too."""
+    said = parse(content, MAX_CHECKPOINT, "the checkpoint")
+    kinds = {"epoch": int, "hash": str, "sequence": int, "time": str}
+    return isinstance(said, dict) and {name: type(value) for name, value in said.items()} == kinds
 
 
 def checkpoint(party: Party, path: Path) -> int:

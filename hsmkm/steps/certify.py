@@ -23,7 +23,6 @@ from hsmkm.pki.authority import Authority
 from hsmkm.pki.certificates import (
     common_name,
     fingerprint,
-    parse_certificate,
     public_key,
     read_certificates,
     replace_file,
@@ -32,7 +31,7 @@ from hsmkm.pki.certificates import (
 from hsmkm.pki.lint import Linted
 from hsmkm.pki.profiles import profile
 from hsmkm.pki.requests import CheckedRequest, build_request, check_request
-from hsmkm.pki.revocation import Revocation, build_crl, parse_crl, verify_crl
+from hsmkm.pki.revocation import MAX_CRL, Revocation, build_crl, is_signed_by, number, parse_crl
 from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.party import Party, utc_now
@@ -187,7 +186,7 @@ def _issue_one(party: Party, request: CheckedRequest, out: Path) -> Made:
 
 def revoke(party: Party, path: Path, reason: str) -> Made:
     """Revoke a certificate that this authority issued; the next CRL names it. RefusedError for a stranger's."""
-    certificate = parse_certificate(path.read_bytes(), str(path))
+    certificate = read_certificates(path)[0]
     try:
         flag = x509.ReasonFlags(reason)
     except ValueError as error:
@@ -221,13 +220,13 @@ def _publish_crl(party: Party, profile_name: str, out: Path, days: int) -> Made:
             Revocation(int.from_bytes(item.serial, "big"), item.revoked or now, x509.ReasonFlags(item.reason))
             for item in certificates.revoked(tx, name)
         ]
-        number = certificates.next_crl_number(tx, name)
-        crl = build_crl(issuer.signer, issuer.certificate, revoked, number, now, end)
+        list_number = certificates.next_crl_number(tx, name)
+        crl = build_crl(issuer.signer, issuer.certificate, revoked, list_number, now, end)
         der = crl.public_bytes(Encoding.DER)
-        certificates.record_crl(tx, name, number, (now, end), hashlib.sha256(der).digest())
+        certificates.record_crl(tx, name, list_number, (now, end), hashlib.sha256(der).digest())
     path = out / f"{profile_name}.crl"
     replace_file(path, der)
-    return Made(f"crl {number}", common_name(issuer.certificate.subject) or "", path)
+    return Made(f"crl {list_number}", common_name(issuer.certificate.subject) or "", path)
 
 
 def request(party: Party, names: tuple[str, ...], out: Path) -> list[Made]:
@@ -323,12 +322,12 @@ def _install_reasons(
 def place_anchor(party: Party, path: Path) -> Made:
     """Place a trust anchor, an explicit act: compare the fingerprint shown with what the authority told you."""
     (anchor,) = read_certificates(path)[:1]
-    if anchor.issuer != anchor.subject:
+    if not _issued(anchor, anchor):
         raise RefusedError(
             f"{path} is not a root: it was issued by another", hint="place the root.pem of the authority"
         )
     folder = party.home / "trust"
-    present = read_certificates(folder / "anchors.pem") if (folder / "anchors.pem").is_file() else ()
+    present = _read_if_there(folder / "anchors.pem")
     name = common_name(anchor.subject) or ""
     with party.store.begin("pki-trust", name, {"fingerprint": fingerprint(anchor).hex()}) as tx:
         keep(tx, entry(anchor, "root", name, Source.ANCHOR))
@@ -337,34 +336,44 @@ def place_anchor(party: Party, path: Path) -> Made:
 
 
 def update_trust(party: Party, folder: Path) -> list[Made]:
-    """Take intermediates and CRLs of a published PKI, each verified under what is trusted already."""
+    """Take intermediates and CRLs of a published PKI, each verified under what is trusted already, all or none.
+
+    What is held of other PKIs stays. RefusedError for what is not under a placed anchor, or older than what is held.
+    """
     target = party.home / "trust"
+    offered = _read_if_there(folder / "intermediates.pem")
     anchors = trust_of(party).anchors
-    made: list[Made] = []
-    offered = read_certificates(folder / "intermediates.pem") if (folder / "intermediates.pem").is_file() else ()
     for certificate in offered:
         if not any(_issued(anchor, certificate) for anchor in anchors):
-            raise RefusedError(
-                f"{common_name(certificate.subject)} is not under a placed anchor", hint="hsmkm pki trust"
-            )
-    made += [_take_crl(path, [*anchors, *offered], target) for path in sorted(folder.glob("*.crl"))]
-    if offered:
-        write_certificates(target / "intermediates.pem", offered)
+            name = common_name(certificate.subject)
+            raise RefusedError(f"{name} is not under a placed anchor", hint="hsmkm pki trust")
+    issuers = [*anchors, *dict.fromkeys([*_read_if_there(target / "intermediates.pem"), *offered])]
+    lists = [_checked_list(path, issuers, target) for path in sorted(folder.glob("*.crl"))]
+    if not offered and not lists:
+        raise InputError(f"nothing is published in {folder}", hint="it holds intermediates.pem and lists called *.crl")
+    made = [item for item, _ in lists]
     with party.store.begin("pki-update-trust", party.settings.party.name, {"lists": [item.subject for item in made]}):
-        return made
+        write_certificates(target / "intermediates.pem", issuers[len(anchors) :])
+        for item, der in lists:
+            replace_file(item.path, der)
+    return made
 
 
-def _take_crl(path: Path, issuers: list[x509.Certificate], target: Path) -> Made:
-    crl = parse_crl(path.read_bytes(), str(path))
-    issuer = next((item for item in issuers if item.subject == crl.issuer), None)
+def _read_if_there(path: Path) -> tuple[x509.Certificate, ...]:
+    return read_certificates(path) if path.is_file() else ()
+
+
+def _checked_list(path: Path, issuers: list[x509.Certificate], target: Path) -> tuple[Made, bytes]:
+    """Verify a CRL; it is kept under its issuer's key identifier, so that lists of two PKIs never meet."""
+    crl = parse_crl(path.read_bytes()[: MAX_CRL + 1], str(path))
+    issuer = next((item for item in issuers if item.subject == crl.issuer and is_signed_by(crl, item)), None)
     if issuer is None:
-        raise RefusedError(f"{path} is of an authority that is not trusted", hint="place its root first")
-    verify_crl(crl, issuer)
-    kept = target / "crl" / path.name
-    if kept.is_file() and parse_crl(kept.read_bytes(), str(kept)).last_update_utc > crl.last_update_utc:
+        raise RefusedError(f"{path} is not signed by an authority that is trusted", hint="place its root first")
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    kept = target / "crl" / f"{identifier.hex()}.crl"
+    if kept.is_file() and number(parse_crl(kept.read_bytes(), str(kept))) > number(crl):
         raise RefusedError(f"{path} is older than the list held", hint="fetch the newest list from the authority")
-    replace_file(kept, crl.public_bytes(Encoding.DER))
-    return Made("crl", common_name(issuer.subject) or "", kept)
+    return Made("crl", common_name(issuer.subject) or "", kept), crl.public_bytes(Encoding.DER)
 
 
 def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:

@@ -21,7 +21,7 @@ from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.settings import AssociationSettings
 from hsmkm.dlms.types import AttributeRef, LogicalName, Mechanism, SecuritySuite, SystemTitle
-from hsmkm.errors import InputError, RefusedError
+from hsmkm.errors import InputError, ProtocolError, RefusedError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.link.tcp import ApduLink, TcpLink
 from hsmkm.link.tls import TlsLink, client_context
@@ -35,6 +35,9 @@ from hsmkm.token.types import KeyRole, Sealed, Use
 
 CHALLENGE_OCTETS = 16
 LEASE_SECONDS = 300
+ENDED = ("Z", "X")
+"""States of a process that has ended and is not yet waited for (proc(5))."""
+
 SECURITY_SETUP = 0
 DATA_CLASS = 1
 VALUE_ATTRIBUTE = 2
@@ -128,7 +131,8 @@ def _started(number: int) -> str:
         stat = Path(f"/proc/{number}/stat").read_text(encoding="utf-8")
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in ENDED else fields[19]
 
 
 def dial(party: Party, meter: Meter) -> Dial:
@@ -168,13 +172,15 @@ class StoredCounter:
         self._speaking = speaking
         self._identity = identity
         self._block: deque[int] = deque()
+        self._last = 0
         self.hint: int | None = None
 
     def next(self) -> int:
-        """Give the next value; RefusedError when the counter or the lease is lost."""
+        """Give the next value; RefusedError when the counter is used up or the lease is lost."""
         if not self._block:
             self._block.extend(self._reserve())
-        return self._block.popleft()
+        self._last = self._block.popleft()
+        return self._last
 
     def try_hint(self, hint: int) -> None:
         """Go on above what the meter told in clear, without believing it yet."""
@@ -185,10 +191,11 @@ class StoredCounter:
         speaking, party = self._speaking, self._speaking.party
         count, title = party.settings.dlms.counter_block, speaking.client_title
         with party.store.count() as tx:
+            leases.renew(tx, speaking.lease, LEASE_SECONDS, utc_now())
             if self.hint is None:
                 return counters.reserve(tx, self._identity, title, count, speaking.lease)
             jump = party.settings.policy.max_counter_jump
-            return counters.reserve_trial(tx, self._identity, title, self.hint, count, jump)
+            return counters.reserve_trial(tx, self._identity, title, self.hint, count, jump, speaking.lease)
 
     def authenticated(self) -> None:
         """Believe the hint: an answer that its keys protect came to a value above it."""
@@ -196,7 +203,7 @@ class StoredCounter:
             return
         speaking = self._speaking
         with speaking.party.store.count() as tx:
-            counters.confirm_trial(tx, self._identity, speaking.client_title)
+            counters.confirm_trial(tx, self._identity, speaking.client_title, self._last)
         self.hint = None
         self._block.clear()
 
@@ -216,24 +223,39 @@ class StoredReceiveCounter:
             counters.accept_received(tx, self._identity, title, value)
 
 
+def _uncounted() -> None:
+    """Spend nothing: only the work on a meter in doubt has a limit of attempts."""
+
+
 @contextmanager
-def associated(speaking: Conversation, pair: Pair) -> Iterator[Client]:
+def associated(speaking: Conversation, pair: Pair, spend: Callable[[], None] = _uncounted) -> Iterator[Client]:
     """Associate under a pair of keys, mutually authenticated, and release at the end.
 
-    Raises MeterRefusedError when the meter refuses, TransportError when it does not answer, IntegrityError when its
-    answer does not prove the keys.
+    `spend` is called before each association that is tried. Raises MeterRefusedError when the meter refuses,
+    TransportError when it does not answer, IntegrityError when its answer does not prove the keys. A meter that closes
+    the connection instead of answering the release has done all that was asked.
     """
     party = speaking.party
     with ExitStack() as stack:
         guek = stack.enter_context(open_key(party, pair.guek, KeyRole.GUEK, Use.IN_USE))
         gak = stack.enter_context(open_key(party, pair.gak, KeyRole.GAK, Use.IN_USE))
         cipher = stack.enter_context(party.vault.cipher(guek, gak))
-        client = _associate(speaking, pair, cipher, stack)
+        client = _associate(speaking, pair, cipher, stack, spend)
         yield client
+        _release(speaking, client)
+
+
+def _release(speaking: Conversation, client: Client) -> None:
+    try:
         client.release()
+    except (TransportError, ProtocolError, MeterRefusedError) as error:
+        with speaking.party.store.begin("release-unanswered", speaking.meter.title, {"answer": error.message}):
+            pass
 
 
-def _associate(speaking: Conversation, pair: Pair, cipher: CipherKey, stack: ExitStack) -> Client:
+def _associate(
+    speaking: Conversation, pair: Pair, cipher: CipherKey, stack: ExitStack, spend: Callable[[], None]
+) -> Client:
     identity = pair.guek.key(KeyRole.GUEK).identity
     counter = StoredCounter(speaking, identity)
     with speaking.party.store.read() as tx:
@@ -241,11 +263,13 @@ def _associate(speaking: Conversation, pair: Pair, cipher: CipherKey, stack: Exi
     next_value = known.next if known else 1
     if known is None:
         _take_hint(speaking, counter, next_value)
+    spend()
     try:
         return _attempt(speaking, pair, cipher, counter, stack)
     except MeterRefusedError:
         if counter.hint is not None or not _take_hint(speaking, counter, next_value):
             raise
+    spend()
     return _attempt(speaking, pair, cipher, counter, stack)
 
 
@@ -292,9 +316,9 @@ def read_public_counter(speaking: Conversation) -> int | None:
         try:
             client.associate()
             value = client.get(attribute).value
-            client.release()
         except MeterRefusedError:
             return None
+        _release(speaking, client)
     return value if isinstance(value, int) and 0 <= value < 2**32 else None
 
 

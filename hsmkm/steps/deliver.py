@@ -1,14 +1,17 @@
 """Step 3, and every other way keys leave: packages are built, recorded with who was given what, and written.
 
 A package's file is synced under a temporary name before the transaction that speaks of it, and renamed after it;
-`finish_files` finishes what a crash left between the two.
+`outbox` finishes what a crash left between the two. One process at a time writes packages, so that sequences rise
+and a file under its temporary name is never another's work in progress.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +30,7 @@ from hsmkm.packages.send import (
     new_header,
     outgoing,
 )
+from hsmkm.pki.certificates import sync_folder
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import holders, key_sets, meters, models, packages, renewals
@@ -77,25 +81,71 @@ def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient)
 
 def send(party: Party, purpose: Purpose, to: str, content: Sequence[Outgoing]) -> Sent:
     """Build a package for a registered party, record it and write it to HOME/packages."""
-    finish_files(party)
-    sender, receiver = signatory(party), recipient(party, to)
-    header = header_for(party, purpose, sender, receiver)
-    package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
-    return record(party, package, lambda _tx: None)
+    with outbox(party):
+        sender, receiver = signatory(party), recipient(party, to)
+        header = header_for(party, purpose, sender, receiver)
+        package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
+        return record(party, package, lambda _tx: None)
+
+
+@contextmanager
+def outbox(party: Party, *, wait: bool = True) -> Iterator[None]:
+    """Be the one process that numbers and writes packages here, after finishing what a crash left.
+
+    Without `wait` nothing is done while another process is at it, and the caller must write nothing.
+    """
+    (party.home / "packages").mkdir(mode=0o700, exist_ok=True)
+    with (party.home / "packages.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield
+            return
+        for partial in _partial_files(party):
+            _finish(party, partial)
+        yield
+
+
+def _partial_files(party: Party) -> list[Path]:
+    return sorted((party.home / "packages").glob(f"*.p7m{PARTIAL}"))
+
+
+def _finish(party: Party, partial: Path) -> None:
+    path = partial.with_name(partial.name.removesuffix(PARTIAL))
+    with party.store.read() as tx:
+        known = packages.get(tx, path.stem)
+    if known is not None and known.sha256 == hashlib.sha256(partial.read_bytes()).digest():
+        partial.rename(path)
+    else:
+        partial.unlink()
 
 
 def record(party: Party, package: Package, also: Callable[[Transaction], None]) -> Sent:
-    """Write a package's file and, in one transaction with `also`, the record of it and of who is given what."""
+    """Write a package's file and, in one transaction with `also`, the record of it and of who is given what.
+
+    Runs within the `outbox` in which the package got its number.
+    """
     header = package.header
-    path = party.home / "packages" / f"{header.id}.p7m"
+    path = _path(party, header.id)
     _write_partial(path, package.data)
     detail = {"purpose": header.purpose.value, "id": header.id, "meters": len(package.meters)}
+    made = _record(package)
     with party.store.begin("package-send", header.recipient.name, detail) as tx:
         also(tx)
-        packages.add(tx, _record(package))
+        packages.add(tx, made)
         holders.add_many(tx, holders_of(package, header.recipient.name))
     path.with_name(path.name + PARTIAL).rename(path)
-    return Sent(header.id, header.purpose.value, header.recipient.name, path, len(package.meters))
+    sync_folder(path.parent)
+    return sent_of(party, made)
+
+
+def sent_of(party: Party, record: PackageRecord) -> Sent:
+    """Tell of a package that was sent, as `send` does."""
+    return Sent(record.id, record.purpose, record.peer, _path(party, record.id), record.meters)
+
+
+def _path(party: Party, package_id: str) -> Path:
+    return party.home / "packages" / f"{package_id}.p7m"
 
 
 def _record(package: Package) -> PackageRecord:
@@ -115,23 +165,11 @@ def _record(package: Package) -> PackageRecord:
 
 
 def _write_partial(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
     with path.with_name(path.name + PARTIAL).open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def finish_files(party: Party) -> None:
-    """Rename package files whose record is committed, and remove those whose record never was."""
-    for partial in sorted((party.home / "packages").glob(f"*.p7m{PARTIAL}")):
-        path = partial.with_name(partial.name.removesuffix(PARTIAL))
-        with party.store.read() as tx:
-            known = packages.get(tx, path.stem)
-        if known is not None and known.sha256 == hashlib.sha256(partial.read_bytes()).digest():
-            partial.rename(path)
-        else:
-            partial.unlink()
+    sync_folder(path.parent)
 
 
 def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None) -> Sent:
@@ -173,8 +211,9 @@ def _exportable(tx: Transaction, meter: Meter) -> tuple[KeySet, KeyState] | str:
         return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
     initial = models.get_keys(tx, meter.model)
     shared = {key.identity for key in initial.keys} if initial else set()
-    held = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.ACTIVE]
-    fresh = [item for item in key_sets.for_meter(tx, meter.system_title) if item[1] is KeyState.PRE_ACTIVE]
+    sets = key_sets.for_meter(tx, meter.system_title)
+    held = [item for item in sets if item[1] is KeyState.ACTIVE]
+    fresh = [item for item in sets if item[1] is KeyState.PRE_ACTIVE]
     if not held and not fresh:
         return f"meter {meter.title}: there are no keys in force"
     found = (held or fresh)[-1]

@@ -1,7 +1,8 @@
 """Gives the keys of a registered meter to its concentrator, and tells it which generation is in force.
 
 A concentrator that is a client receives a generation before the meter is switched to it, and the activation after, so
-that no reading is lost between. A relay is told of the meter and its address, without keys.
+that no reading is lost between. A relay is told of the meter and its address, without keys. No generation is given
+twice to the same client: it would refuse the second one as a replay.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.packages.send import outgoing
 from hsmkm.steps.communicate import Conversation
-from hsmkm.steps.deliver import ACCEPTED, SENT, Sent, send
+from hsmkm.steps.deliver import ACCEPTED, SENT, Sent, send, sent_of
 from hsmkm.steps.party import Party
-from hsmkm.store import packages, parties
+from hsmkm.store import holders, intents, packages, parties
+from hsmkm.store.intents import Intent
 from hsmkm.store.key_set import KeySet, KeyState
+from hsmkm.store.packages import PackageRecord
+from hsmkm.store.store import Transaction
+from hsmkm.token.types import KeyRole
 
 POLL_SECONDS = 0.2
 RELAY, CLIENT = "relay", "client"
+ACTIVATION = "activation"
 GIVEN, IN_FORCE = 0, 1
 """Revisions of a generation: given, then put in force."""
 
@@ -29,14 +35,34 @@ Given = tuple[Conversation, KeySet]
 
 
 def distribute(party: Party, given: Sequence[Given], state: KeyState) -> list[Sent]:
-    """Send meters to their concentrators, one package for each, with keys where that is a client."""
+    """Send meters to their concentrators, one package for each, with keys where that is a client without them.
+
+    Gives the packages whose receipts count: those sent now, and earlier ones with these keys that still wait.
+    """
     content = defaultdict(list)
+    waiting: dict[str, Sent] = {}
     for speaking, key_set in given:
         kind = _kind(speaking)
-        if kind:
-            item = outgoing(speaking.meter, key_set, state, with_keys=kind == CLIENT, revision=GIVEN)
-            content[speaking.meter.concentrator or ""].append(item)
-    return [send(party, Purpose.DISTRIBUTION, name, items) for name, items in content.items()]
+        if not kind:
+            continue
+        before = _given_before(speaking, key_set)
+        waiting |= {item.id: sent_of(party, item) for item in before if item.state == SENT}
+        with_keys = kind == CLIENT and not before
+        item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, revision=GIVEN)
+        content[speaking.meter.concentrator or ""].append(item)
+    return [*waiting.values(), *(send(party, Purpose.DISTRIBUTION, name, items) for name, items in content.items())]
+
+
+def _given_before(speaking: Conversation, key_set: KeySet) -> list[PackageRecord]:
+    """Find the packages, taken or still waiting, that gave this generation to the meter's concentrator."""
+    with speaking.party.store.read() as tx:
+        ids = {
+            holder.package_id
+            for holder in holders.for_key(tx, key_set.key(KeyRole.GUEK).identity)
+            if holder.party == speaking.meter.concentrator and holder.ref == key_set.ref
+        }
+        found = [record for record in (packages.get(tx, item) for item in sorted(ids)) if record is not None]
+    return [record for record in found if record.state in (SENT, ACCEPTED)]
 
 
 def announce(party: Party, given: Sequence[Given], wait: int) -> None:
@@ -47,10 +73,35 @@ def announce(party: Party, given: Sequence[Given], wait: int) -> None:
 def activate(party: Party, given: Sequence[Given], wait: int) -> None:
     """Tell clients that the meters took the generations."""
     content = defaultdict(list)
-    for speaking, key_set in _of_clients(given):
+    clients = _of_clients(given)
+    for speaking, key_set in clients:
         item = outgoing(speaking.meter, key_set, KeyState.ACTIVE, with_keys=False, revision=IN_FORCE)
         content[speaking.meter.concentrator or ""].append(item)
-    await_receipts(party, [send(party, Purpose.ACTIVATION, name, items) for name, items in content.items()], wait)
+    sent = [send(party, Purpose.ACTIVATION, name, items) for name, items in content.items()]
+    for speaking, _ in clients:
+        _settle(speaking)
+    await_receipts(party, sent, wait)
+
+
+def owe_activation(tx: Transaction, speaking: Conversation, generation: int) -> None:
+    """Record, with the switch itself, that a client is still to be told of it: a crash does not forget it."""
+    if speaking.meter.concentrator and parties.require(tx, speaking.meter.concentrator).kind == CLIENT:
+        intents.open(tx, speaking.meter.system_title, ACTIVATION, {"generation": generation})
+
+
+def owed_activations(tx: Transaction, system_title: bytes | None = None) -> list[Intent]:
+    """List the activations that were never sent."""
+    return [intent for intent in intents.unfinished(tx, system_title) if intent.action == ACTIVATION]
+
+
+def _settle(speaking: Conversation) -> None:
+    title = speaking.meter.system_title
+    with speaking.party.store.read() as tx:
+        owed = owed_activations(tx, title)
+    if owed:
+        with speaking.party.store.begin("activation-sent", speaking.meter.title, {}) as tx:
+            for intent in owed:
+                intents.outcome(tx, intent.id, "sent")
 
 
 def _of_clients(given: Sequence[Given]) -> list[Given]:

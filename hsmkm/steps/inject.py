@@ -7,6 +7,7 @@ which proves that one. At last the initial keys must be refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hsmkm.errors import RefusedError
@@ -18,15 +19,26 @@ from hsmkm.steps.renew import (
     Work,
     begin_counter,
     carry_out,
+    failing,
     prepare,
     refuse_unfinished,
     shares_keys,
     start,
+    was_sent,
     with_probe,
 )
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
+
+
+def inject_many(party: Party, places: Sequence[tuple[str, str]]) -> list[Outcome]:
+    """Inject meters, each (name, address), one after the other; one that fails has its error in its outcome."""
+    outcomes: list[Outcome] = []
+    for name, address in places:
+        with failing(outcomes, name):
+            outcomes.append(inject(party, name, address))
+    return outcomes
 
 
 def inject(party: Party, name: str, address: str) -> Outcome:
@@ -42,8 +54,9 @@ def inject(party: Party, name: str, address: str) -> Outcome:
         current, fresh = initial_key_set(party, meter, speaking.model), newest
         if state is KeyState.ACTIVE and not shares_keys(newest, current):
             return Outcome(meter.title, "active", newest.ref.generation, "the meter was injected before")
-        if state is KeyState.ACTIVE:
-            (outcome,) = carry_out(party, [prepare(speaking, newest, roles)], prove_refusal=True)
+        if state is KeyState.ACTIVE or was_sent(speaking, newest):
+            held = newest if state is KeyState.ACTIVE else current
+            (outcome,) = carry_out(party, [prepare(speaking, held, roles)], prove_refusal=True)
             return outcome
         with party.store.begin("inject-prepare", meter.title, {"generation": fresh.ref.generation}) as tx:
             begin_counter(tx, speaking, current, fresh)

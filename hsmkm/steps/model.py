@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from hsmkm.config import load_model
@@ -13,10 +15,12 @@ from hsmkm.steps.party import Party
 from hsmkm.store import models
 from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, StoredKey
 from hsmkm.store.models import ModelKeys
-from hsmkm.token.types import KeyRole
+from hsmkm.store.store import Transaction
+from hsmkm.token.types import KeyRole, Sealed
 
 MAX_KEY_FILE = 4096
-_LINE = re.compile(rb"\s*(\w+)\s*=\s*\"?([0-9A-Fa-f]*)\"?\s*(#.*)?")
+_BLANK = re.compile(rb"\s*(#.*)?")
+_LINE = re.compile(rb"\s*([a-z]+)\s*=\s*\"?([0-9A-Fa-f]*)\"?\s*(#.*)?")
 
 
 def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
@@ -30,61 +34,101 @@ def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
     model = load_model(name, party.home)
     if suite not in model.suites:
         raise InputError(f"model {name} has no security suite {suite}")
-    values = read_key_file(path, KEY_OCTETS[suite])
-    keys = []
-    for role, value in values.items():
+    sealed = {}
+    for role, value in read_key_file(path, KEY_OCTETS[suite]).items():
         with party.vault.import_key(role, suite, value) as key:
-            keys.append(StoredKey(role, secrets.token_bytes(IDENTITY_OCTETS), party.vault.seal(key).wrapped))
-    made = ModelKeys(name, suite, party.vault.storage_key, tuple(keys))
-    roles = sorted(role.value for role in values)
+            sealed[role] = party.vault.seal(key)
+    roles = sorted(role.value for role in sealed)
     with party.store.begin("model-import-keys", name, {"suite": suite, "roles": roles}) as tx:
+        made = ModelKeys(name, suite, party.vault.storage_key, _with_identities(tx, sealed))
         models.add_keys(tx, models.authenticate(party.vault, made))
     return roles
+
+
+def _with_identities(tx: Transaction, sealed: Mapping[KeyRole, Sealed]) -> tuple[StoredKey, ...]:
+    """Give each key its identity; one that is known, from another model or in another role, keeps the one it has."""
+    own: dict[bytes, bytes] = {}
+    keys = []
+    for role, item in sealed.items():
+        known = own.get(item.wrapped) or models.identity_of(tx, item.storage_key, item.wrapped)
+        own[item.wrapped] = known or secrets.token_bytes(IDENTITY_OCTETS)
+        keys.append(StoredKey(role, own[item.wrapped], item.wrapped))
+    return tuple(keys)
 
 
 def read_key_file(path: Path, octets: int) -> dict[KeyRole, bytearray]:
     """Read `guek`, `gak`, `master` and, where the meters have one, `gbek`, each `octets` long, in hex."""
     content = _private_file(path)
-    found: dict[KeyRole, bytearray] = {}
-    faults: list[Fault] = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith(b"#"):
-            continue
+    reader = _KeyFile(str(path), octets)
+    try:
+        with memoryview(content) as view:
+            start = 0
+            for number in range(1, content.count(b"\n") + 2):
+                end = content.find(b"\n", start)
+                end = len(content) if end < 0 else end
+                reader.line(number, view[start:end])
+                start = end + 1
+        return reader.finish()
+    finally:
+        content[:] = bytes(len(content))
+
+
+class _KeyFile:
+    """Reads lines of a key file, whose octets stay where they are until the caller wipes them."""
+
+    def __init__(self, source: str, octets: int) -> None:
+        self.source = source
+        self.octets = octets
+        self.found: dict[KeyRole, bytearray] = {}
+        self.faults: list[Fault] = []
+
+    def fault(self, line: int, text: str) -> None:
+        """Note what is wrong with a line."""
+        self.faults.append(Fault(self.source, line, 0, text))
+
+    def line(self, number: int, line: memoryview) -> None:
+        """Read one line: `role = hex`, a comment, or nothing."""
+        if _BLANK.fullmatch(line):
+            return
         match = _LINE.fullmatch(line)
-        role = match[1].decode("ascii", "replace") if match else ""
+        role = bytes(line[match.start(1) : match.end(1)]).decode("ascii") if match else ""
         if match is None or role not in set(KeyRole):
-            faults.append(Fault(str(path), number, 0, "must be `guek`, `gbek`, `gak` or `master`, `=`, and hex digits"))
-        elif match.end(2) - match.start(2) != 2 * octets:
-            faults.append(
-                Fault(str(path), number, 0, f"a key of this suite has {2 * octets} hex digits ({octets} octets)")
-            )
-        elif KeyRole(role) in found:
-            faults.append(Fault(str(path), number, 0, f"{role} stands twice"))
+            self.fault(number, "must be `guek`, `gbek`, `gak` or `master`, `=`, and hex digits")
+        elif match.end(2) - match.start(2) != 2 * self.octets:
+            self.fault(number, f"a key of this suite has {2 * self.octets} hex digits ({self.octets} octets)")
+        elif KeyRole(role) in self.found:
+            self.fault(number, f"{role} stands twice")
         else:
-            found[KeyRole(role)] = _from_hex(line, match.start(2), octets)
-    content[:] = bytes(len(content))
-    missing = {KeyRole.GUEK, KeyRole.GAK, KeyRole.MASTER} - found.keys()
-    faults += [Fault(str(path), 0, 0, f"{role.value} is missing") for role in sorted(missing)]
-    if faults:
-        for value in found.values():
-            value[:] = bytes(len(value))
-        raise InputError(f"{path} has {len(faults)} fault(s)", faults, "nothing was imported")
-    return found
+            self.found[KeyRole(role)] = _from_hex(line, match.start(2), self.octets)
+
+    def finish(self) -> dict[KeyRole, bytearray]:
+        """Give the keys, or wipe them and raise every fault."""
+        missing = {KeyRole.GUEK, KeyRole.GAK, KeyRole.MASTER} - self.found.keys()
+        for role in sorted(missing):
+            self.fault(0, f"{role.value} is missing")
+        if self.faults:
+            for value in self.found.values():
+                value[:] = bytes(len(value))
+            raise InputError(f"{self.source} has {len(self.faults)} fault(s)", self.faults, "nothing was imported")
+        return self.found
 
 
 def _private_file(path: Path) -> bytearray:
+    """Read a file of its owner alone into memory that can be wiped."""
     try:
         with path.open("rb", buffering=0) as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise PolicyError(f"{path} can be read by others (mode {mode:04o})", hint=f"chmod 600 {path}")
             content = bytearray(MAX_KEY_FILE)
-            return content[: file.readinto(content) or 0]
+            length = file.readinto(content) or 0
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="give a file of lines `role = hex`") from error
+    del content[length:]
+    return content
 
 
-def _from_hex(line: bytearray, start: int, octets: int) -> bytearray:
+def _from_hex(line: memoryview, start: int, octets: int) -> bytearray:
     """Decode without an immutable copy of the key on the way."""
     value = bytearray(octets)
     for place in range(octets):

@@ -30,13 +30,17 @@ _MANGLED = "was changed by a spreadsheet: format the column as text and export a
 
 @dataclass(frozen=True, slots=True)
 class OrderedMeter:
-    """One row: a meter to be made. `serial` is the text of the order, or the title's last 5 octets as a number."""
+    """One row: a meter to be made. `serial` is the text of the order, or the title's last 5 octets as a number.
+
+    `column` is where the title was read, counting from 1; 0 where that is not known.
+    """
 
     line: int
     system_title: SystemTitle
     serial: str
     model: str
     suite: int
+    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class _OrderReader:
             return None
         self.seen[title] = line
         serial = values.get("serial") or str(int.from_bytes(title.octets[3:], "big"))
-        return OrderedMeter(line, title, serial, values["model"], suite)
+        column = self.columns[self.title_column(values)] + 1
+        return OrderedMeter(line, title, serial, values["model"], suite, column)
 
     @staticmethod
     def title_column(values: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from hsmkm.errors import Fault, InputError, IntegrityError
 from hsmkm.packages.content import MAX_METERS, MeterEntry, Purpose, WrappedKey, under
 from hsmkm.packages.send import seal_package
 from hsmkm.steps.certify import trust_of
-from hsmkm.steps.deliver import Sent, finish_files, header_for, recipient, record, signatory
+from hsmkm.steps.deliver import Sent, header_for, outbox, recipient, record, signatory
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
 from hsmkm.store import key_sets, meters, orders
@@ -58,8 +58,12 @@ def provision(party: Party, path: Path, line: str) -> Provisioned:
     provisioned then.
     """
     order = read_order(path, lambda name: load_model(name, party.home))
+    with outbox(party):
+        return _provision(party, order, line)
+
+
+def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
     order_id = order.digest.hex()
-    finish_files(party)
     with party.store.read() as tx:
         known = orders.get(tx, order_id)
         if known is not None and known.state == orders.DONE:
@@ -83,14 +87,15 @@ def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[Orde
         known = meters.get(tx, item.system_title.octets)
         if item.system_title.flag not in own:
             text = f"FLAG id {item.system_title.flag} is not one of this factory ({', '.join(own) or 'it has none'})"
-            faults.append(Fault(order.name, item.line, 0, text))
+            faults.append(Fault(order.name, item.line, item.column, text))
         elif known is None:
             waiting.append(item)
         elif known.order != order.digest.hex():
             text = f"{item.system_title} was provisioned by another order"
-            faults.append(Fault(order.name, item.line, 0, text))
+            faults.append(Fault(order.name, item.line, item.column, text))
     if faults:
-        raise InputError(f"order {order.name} has {len(faults)} fault(s), nothing was provisioned", faults)
+        hint = "take these meters out of the order, or give it to the factory that makes them"
+        raise InputError(f"order {order.name} has {len(faults)} fault(s), nothing was provisioned", faults, hint)
     return waiting
 
 

@@ -6,6 +6,7 @@ signed after the package is recorded, so that nothing is acknowledged that is no
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from hsmkm.packages.receive import (
     PackageRefusedError,
     Received,
     Receiver,
-    inspect_package,
     open_package,
 )
 from hsmkm.packages.registry import StoreRegistry, store_opened
@@ -56,7 +56,7 @@ def read_package(path: Path) -> bytes:
             raise InputError(f"{path} is above {MAX_PACKAGE} octets", hint="a package has at most 10,000 meters")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read package {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="give the path of a .p7m file") from error
 
 
 def receive_file(party: Party, path: Path) -> Taken:
@@ -69,15 +69,24 @@ def receive(party: Party, data: bytes) -> Taken:
 
     Raises InputError, IntegrityError, or PackageRefusedError with every reason.
     """
-    inspected = inspect_package(data)
-    with party.store.read() as tx:
-        known = packages.get(tx, inspected.content.header.id)
-    if known is not None and known.direction is Direction.RECEIVED and known.sha256 == inspected.sha256:
+    known = _known(party, data)
+    if known is not None:
         return _receipted(party, known, data)
     with party.store.read() as tx:
         opened = open_package(party.vault, StoreRegistry(tx), _receiver(party), data, utc_now())
-    record = _take(party, opened)
+    try:
+        record = _take(party, opened)
+    except RefusedError as error:
+        package = opened.header.id
+        raise PackageRefusedError(f"package {package} is refused", (error.message,), error.hint, package) from error
     return replace(_receipted(party, record, data), replayed=False)
+
+
+def _known(party: Party, data: bytes) -> PackageRecord | None:
+    """Find the record of these very octets, where they were taken before; nothing of them is read for it."""
+    with party.store.read() as tx:
+        known = packages.by_digest(tx, hashlib.sha256(data).digest())
+    return known if known is not None and known.direction is Direction.RECEIVED else None
 
 
 def receive_or_refuse(party: Party, data: bytes) -> bytes:
@@ -90,9 +99,9 @@ def receive_or_refuse(party: Party, data: bytes) -> bytes:
     except PackageRefusedError as error:
         if not error.package:
             raise
-        reasons = error.reasons
+        package, reasons = error.package, error.reasons
     sender, now = signatory(party), utc_now()
-    receipt = receipt_for(inspect_package(data).content.header.id, data, reasons, now)
+    receipt = receipt_for(package, data, reasons, now)
     with party.store.begin("package-refuse", receipt.package, {"reasons": list(receipt.reasons)}):
         pass
     return sign_receipt(receipt, sender.signer, sender.certificate, sender.chain, now)
@@ -133,8 +142,10 @@ def _follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
     known = meters.require(tx, entry.system_title)
     if entry.address and entry.address != known.address and purpose is Purpose.DISTRIBUTION:
         meters.update(tx, replace(known, address=entry.address))
-    if entry.state == KeyState.ACTIVE.value and (item.key_set is not None or purpose is Purpose.ACTIVATION):
-        _put_in_force(tx, KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation))
+    ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
+    held = entry.generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
+    if entry.state == KeyState.ACTIVE.value and (held or purpose is Purpose.ACTIVATION):
+        _put_in_force(tx, ref)
 
 
 def _put_in_force(tx: Transaction, ref: KeySetRef) -> None:

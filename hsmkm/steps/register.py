@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from hsmkm.errors import RefusedError
+from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.steps.communicate import Conversation, Pair, associated, conversation, find_meter, split_address
 from hsmkm.steps.distribute import Given, await_receipts, distribute
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, Outcome, failing, renew
+from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, Outcome, failing, refuse_unfinished, renew
 from hsmkm.store import key_sets, key_states, meters, parties
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
@@ -35,13 +35,24 @@ def register(party: Party, places: Sequence[tuple[str, str]], concentrator: str,
                 with failing(outcomes, name):
                     meter = _behind(party, find_meter(party, name), concentrator, address)
                     speaking = held.enter_context(conversation(party, meter))
+                    refuse_unfinished(speaking)
                     given.append((speaking, held_key_set(speaking)))
-            await_receipts(party, distribute(party, given, KeyState.ACTIVE), wait)
+            given = _given_in_time(party, given, outcomes, wait)
             for speaking, key_set in given:
                 with failing(outcomes, speaking.meter.title):
                     _speak(speaking, key_set)
                     registered.append(speaking.meter.title)
     return outcomes + renew(party, registered, GLOBAL_KEYS, wait=wait)
+
+
+def _given_in_time(party: Party, given: list[Given], outcomes: list[Outcome], wait: int) -> list[Given]:
+    """Distribute and wait; without its receipts every meter's outcome is the error, and none is left to speak to."""
+    try:
+        await_receipts(party, distribute(party, given, KeyState.ACTIVE), wait)
+    except (RefusedError, PartlyDoneError) as error:
+        outcomes += [Outcome(item[0].meter.title, "failed", 0, error.message, error) for item in given]
+        return []
+    return given
 
 
 def held_key_set(speaking: Conversation) -> KeySet:

@@ -40,6 +40,10 @@ def register_party(party: Party, plan: PartyPlan) -> PartyRow:
     titles = {title for title in titles if SYSTEM_TITLE.fullmatch(title)}
     if len(titles) > 1:
         raise RefusedError(f"the certificates of {plan.name} name several system titles", sorted(titles))
+    if party.settings.party.system_title in titles:
+        raise RefusedError(
+            f"{plan.name} has our own system title", hint="a system title is half of every IV: each party needs its own"
+        )
     row = PartyRow(
         name=plan.name,
         role=plan.role,

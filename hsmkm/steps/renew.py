@@ -40,6 +40,7 @@ from hsmkm.errors import (
 )
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.steps.communicate import (
+    SECURITY_SETUP,
     Conversation,
     Pair,
     associated,
@@ -47,9 +48,8 @@ from hsmkm.steps.communicate import (
     find_meter,
     initial_key_set,
     open_key,
-    read_public_counter,
 )
-from hsmkm.steps.distribute import activate, announce
+from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
 from hsmkm.steps.party import Party
 from hsmkm.store import counters, intents, key_sets, key_states, renewals
 from hsmkm.store.key_set import IDENTITY_OCTETS
@@ -67,9 +67,17 @@ KEY_IDS = {
 }
 GLOBAL_KEYS = (KeyRole.GUEK, KeyRole.GAK, KeyRole.GBEK)
 ALL_KEYS = (*GLOBAL_KEYS, KeyRole.MASTER)
+KEY_TRANSFER = "key-transfer"
 RECEIPT_SECONDS = 60
+TRANSFER_BLOCKS = 8
+"""Blocks of the old GUEK's counter that its last associations may still use before the fresh one takes over."""
+
 SLICE = 100
 """Meters whose keys travel to their concentrator in one package, and whose leases are held together."""
+
+
+class InDoubtError(PartlyDoneError):
+    """What a meter holds is not known; nothing is lost, and `resolve` finds out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +147,23 @@ class Work:
     renewal: Renewal
     current: KeySet
     fresh: KeySet
+    refused_in_a_row: int = 0
 
     @property
     def party(self) -> Party:
         """The party at work."""
         return self.speaking.party
+
+    @property
+    def reached(self) -> int:
+        """The place of the renewal's stage; RefusedError where the model's settings were changed under way."""
+        names = [stage.name for stage in self.stages]
+        if self.renewal.stage not in names:
+            raise RefusedError(
+                f"model {self.speaking.model.name} has no stage {self.renewal.stage} any more",
+                hint="give the model the key_transfer settings back that the renewal began with, and resolve again",
+            )
+        return names.index(self.renewal.stage)
 
     @property
     def title(self) -> str:
@@ -191,7 +211,7 @@ def failing(outcomes: list[Outcome], name: str) -> Iterator[None]:
     try:
         yield
     except (RefusedError, InputError, TransportError, ProtocolError, IntegrityError, PartlyDoneError) as error:
-        state = "unknown" if isinstance(error, PartlyDoneError) else "failed"
+        state = "unknown" if isinstance(error, InDoubtError) else "failed"
         outcomes.append(Outcome(name, state, 0, error.message, error))
 
 
@@ -218,13 +238,20 @@ def current_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force: the active one, or the model's initial keys where none was ever active."""
     client = speaking.model.addressing.client_sap
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, speaking.meter.system_title, 0, client)
+        found = key_sets.active(tx, speaking.meter.system_title, SECURITY_SETUP, client)
     return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
 
 
 def shares_keys(key_set: KeySet, other: KeySet) -> bool:
     """Tell whether two generations have a key in common."""
     return not {key.identity for key in key_set.keys}.isdisjoint(key.identity for key in other.keys)
+
+
+def was_sent(speaking: Conversation, key_set: KeySet) -> bool:
+    """Tell whether a key transfer of this generation was ever begun."""
+    with speaking.party.store.read() as tx:
+        begun = intents.listing(tx, speaking.meter.system_title, KEY_TRANSFER)
+    return any(item.detail["generation"] == key_set.ref.generation for item in begun)
 
 
 def prepare(speaking: Conversation, current: KeySet, roles: tuple[KeyRole, ...]) -> Work:
@@ -270,9 +297,8 @@ def add_generation(
     """Store a new generation of the meter's keys, above every one held."""
     meter = speaking.meter
     client = speaking.model.addressing.client_sap
-    newest = key_sets.newest(tx, meter.system_title, 0, client)
     made = KeySet(
-        ref=speaking.ref((newest.ref.generation if newest else 0) + 1),
+        ref=speaking.ref(key_sets.next_generation(tx, meter.system_title, SECURITY_SETUP, client)),
         suite=suite_of.suite,
         storage_key=speaking.party.vault.storage_key,
         state=state,
@@ -291,13 +317,24 @@ def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fres
         return
     counter = counters.current(tx, old.identity, speaking.client_title)
     if counter is not None:
-        counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=counter.next)
+        value = counter.next + TRANSFER_BLOCKS * speaking.party.settings.dlms.counter_block
+        counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=min(value, counters.LAST))
 
 
 def carry_out(
     party: Party, works: Sequence[Work], *, prove_refusal: bool = False, wait: int = RECEIPT_SECONDS
 ) -> list[Outcome]:
-    """Tell the concentrators, switch every meter, and tell the concentrators again."""
+    """Tell each concentrator, switch the meters behind it, and tell it again; one that fails stops its own only."""
+    groups: dict[str | None, list[Work]] = {}
+    for work in works:
+        groups.setdefault(work.speaking.meter.concentrator, []).append(work)
+    outcomes: list[Outcome] = []
+    for group in groups.values():
+        outcomes += _carry_out_behind_one(party, group, prove_refusal=prove_refusal, wait=wait)
+    return outcomes
+
+
+def _carry_out_behind_one(party: Party, works: Sequence[Work], *, prove_refusal: bool, wait: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     try:
         announce(party, [(work.speaking, work.fresh) for work in works], wait)
@@ -356,7 +393,7 @@ def _send(work: Work, client: Client, stage: Stage) -> None:
     detail = {"stage": stage.name, "generation": work.fresh.ref.generation}
     with work.party.store.begin("key-transfer", work.title, detail) as tx:
         work.advance(tx, RenewalState.SENT, stage.name)
-        intent = intents.open(tx, work.speaking.meter.system_title, "key-transfer", detail)
+        intent = intents.open(tx, work.speaking.meter.system_title, KEY_TRANSFER, detail)
     client.action(key_transfer_method(work.speaking.model), payload)
     with work.party.store.begin("key-transfer-outcome", work.title, {**detail, "outcome": "acknowledged"}) as tx:
         work.advance(tx, RenewalState.ACKNOWLEDGED)
@@ -412,7 +449,7 @@ def _leave(work: Work, error: HsmkmError) -> None:
     with work.party.store.begin("renewal-unknown", work.title, {"reason": error.message}) as tx:
         work.advance(tx, RenewalState.UNKNOWN)
         close_intents(tx, work.speaking.meter.system_title)
-    raise PartlyDoneError(
+    raise InDoubtError(
         f"the keys of meter {work.title} are in doubt after stage {work.renewal.stage}: {error.message}",
         hint=f"nothing is lost; find out what the meter holds with: hsmkm resolve {work.title}",
     ) from error
@@ -421,13 +458,15 @@ def _leave(work: Work, error: HsmkmError) -> None:
 def close_intents(tx: Transaction, system_title: bytes) -> None:
     """Say of every intent that has no outcome that it is not known."""
     for intent in intents.unfinished(tx, system_title):
-        intents.outcome(tx, intent.id, "unknown")
+        if intent.action != ACTIVATION:
+            intents.outcome(tx, intent.id, "unknown")
 
 
 def complete(work: Work) -> Outcome:
     """Put the fresh generation in force, in one transaction."""
     with work.party.store.begin("renewal-active", work.title, {"generation": work.fresh.ref.generation}) as tx:
         switch(tx, work.current, work.fresh)
+        owe_activation(tx, work.speaking, work.fresh.ref.generation)
         work.advance(tx, RenewalState.ACTIVE)
     roles = ", ".join(role.value for role in work.renewal.roles)
     return Outcome(work.title, "active", work.fresh.ref.generation, f"renewed and verified: {roles}")
@@ -442,5 +481,6 @@ def switch(tx: Transaction, current: KeySet, fresh: KeySet) -> None:
 
 
 def meter_answers(speaking: Conversation) -> None:
-    """Raise TransportError where the meter cannot be reached at all, before an attempt on its keys is spent."""
-    read_public_counter(speaking)
+    """Raise TransportError where not even a link comes about, before an attempt on the meter's keys is spent."""
+    with speaking.dial():
+        pass

@@ -10,15 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
-from hsmkm.errors import IntegrityError, PartlyDoneError, ProtocolError, TransportError
+from hsmkm.errors import IntegrityError, ProtocolError, TransportError
 from hsmkm.link.client import MeterRefusedError
-from hsmkm.steps.communicate import Conversation, Pair, associated, conversation, find_meter, initial_key_set
-from hsmkm.steps.distribute import activate
+from hsmkm.steps.communicate import (
+    Conversation,
+    Pair,
+    active_key_set,
+    associated,
+    conversation,
+    find_meter,
+    initial_key_set,
+)
+from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import (
     ALL_KEYS,
     RECEIPT_SECONDS,
+    InDoubtError,
     Outcome,
     Work,
     add_generation,
@@ -32,9 +42,10 @@ from hsmkm.steps.renew import (
     prove_old_refused,
     switch,
     transfer_payload,
+    with_probe,
 )
 from hsmkm.store import intents, key_sets, renewals
-from hsmkm.store.key_sets import KeySet, StoredKey
+from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
 from hsmkm.store.store import Transaction
@@ -50,18 +61,28 @@ class Truth:
     keys: Mapping[KeyRole, KeySet]
 
     def is_wholly(self, key_set: KeySet) -> bool:
-        """Tell whether every key is this generation's, by identity and wrapping."""
-        return all(_stored(source, role) == _stored(key_set, role) for role, source in self.keys.items())
+        """Tell whether every key is this generation's, by identity."""
+        return all(_identity(source, role) == _identity(key_set, role) for role, source in self.keys.items())
+
+    def lacking(self, work: Work) -> tuple[KeyRole, ...]:
+        """Name the keys of every transfer that the meter did not take wholly: a part proves little of the rest."""
+        lost = [stage for stage in work.stages if any(self.keys[role] is not work.fresh for role in stage.roles)]
+        return tuple(role for stage in lost for role in stage.roles)
+
+    def is_before(self, work: Work) -> bool:
+        """Tell whether the meter associates as it did before the renewal."""
+        return all(self.keys[role] is work.current for role in (KeyRole.GUEK, KeyRole.GAK))
 
 
-def _stored(key_set: KeySet, role: KeyRole) -> StoredKey | None:
-    return key_set.key(role) if key_set.has(role) else None
+def _identity(key_set: KeySet, role: KeyRole) -> bytes | None:
+    return key_set.key(role).identity if key_set.has(role) else None
 
 
 def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
     """Finish what a renewal left open on one meter; PartlyDoneError while the meter does not tell.
 
-    With `go_on`, a renewal that did not wholly reach the meter is begun again with fresh keys.
+    With `go_on`, a renewal that did not wholly reach the meter goes on, with fresh keys in place of those of every
+    transfer that the meter did not take wholly.
     """
     meter = find_meter(party, name)
     with conversation(party, meter) as speaking:
@@ -69,25 +90,42 @@ def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
             open_ones = renewals.unfinished(tx, meter.system_title)
         title = meter.system_title.hex().upper()
         if not open_ones:
-            return Outcome(title, "settled", 0, "no renewal of this meter is unfinished")
+            return _tell_concentrator(speaking)
         work = _work(speaking, open_ones[-1])
         truth = _find_truth(work)
+        if work.current.ref.generation == 0 and not truth.is_before(work):
+            prove_old_refused(work)
         if truth.is_wholly(work.fresh):
             outcome = _complete(work)
             activate(party, [(speaking, work.fresh)], RECEIPT_SECONDS)
             return outcome
         settled = _record(work, truth)
         if not go_on:
+            if settled is not work.current:
+                await_receipts(party, distribute(party, [(speaking, settled)], KeyState.ACTIVE), RECEIPT_SECONDS)
             return Outcome(title, "abandoned", settled.ref.generation, "what the meter holds is recorded and in force")
-        again = prepare(speaking, settled, work.renewal.roles)
+        again = prepare(speaking, settled, with_probe(speaking.model, truth.lacking(work)))
         (outcome,) = carry_out(party, [again], prove_refusal=work.current.ref.generation == 0)
         return outcome
 
 
+def _tell_concentrator(speaking: Conversation) -> Outcome:
+    """Send the activation that a broken-off renewal still owes to a client, if any."""
+    meter = speaking.meter
+    with speaking.party.store.read() as tx:
+        owed = owed_activations(tx, meter.system_title)
+    if not owed:
+        return Outcome(meter.title, "settled", 0, "no renewal of this meter is unfinished")
+    key_set = active_key_set(speaking.party, meter, speaking.model)
+    activate(speaking.party, [(speaking, key_set)], RECEIPT_SECONDS)
+    return Outcome(meter.title, "settled", key_set.ref.generation, "its concentrator is told of the keys in force")
+
+
 def unfinished(party: Party) -> list[str]:
-    """Name every meter whose renewal did not end, by system title."""
+    """Name every meter whose renewal did not end, or whose concentrator was not told, by system title."""
     with party.store.read() as tx:
-        return sorted({item.system_title.hex().upper() for item in renewals.unfinished(tx, None)})
+        open_ones = {item.system_title for item in renewals.unfinished(tx, None)}
+        return sorted(title.hex().upper() for title in open_ones | {item.system_title for item in owed_activations(tx)})
 
 
 def _work(speaking: Conversation, renewal: Renewal) -> Work:
@@ -112,12 +150,12 @@ def _find_truth(work: Work) -> Truth:
     meter_answers(work.speaking)
     pair = _true_pair(work, acknowledged=acknowledged)
     keys = {KeyRole.GUEK: pair.guek, KeyRole.GAK: pair.gak}
-    return Truth({**keys, **_true_others(work, pair)})
+    return Truth({**keys, **_true_others(work, pair, acknowledged=acknowledged)})
 
 
 def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
     """Order the pairs that can be true: old first unless the meter acknowledged, the mixed ones last."""
-    reached = [stage.name for stage in work.stages].index(work.renewal.stage)
+    reached = work.reached
     done = [role for stage in work.stages[: reached + 1] for role in stage.roles]
     old, new = Pair.of(work.current), Pair.of(work.fresh)
     pairs = [new, old] if acknowledged or reached > 0 else [old, new]
@@ -136,34 +174,52 @@ def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
 def _true_pair(work: Work, *, acknowledged: bool) -> Pair:
     for pair in candidates(work, acknowledged=acknowledged):
         what = f"guek {pair.guek.ref.generation}, gak {pair.gak.ref.generation}"
-        _spend_attempt(work, what)
         try:
-            with associated(work.speaking, pair):
+            with associated(work.speaking, pair, partial(_spend_attempt, work, what)):
+                work.refused_in_a_row = 0
                 return pair
         except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
             _note(work, what, error.message)
     raise _in_doubt(work, "no pair of GUEK and GAK that can be true associates")
 
 
-def _true_others(work: Work, pair: Pair) -> dict[KeyRole, KeySet]:
+def _true_others(work: Work, pair: Pair, *, acknowledged: bool) -> dict[KeyRole, KeySet]:
     """Find where master key and GBEK come from, given the GUEK and GAK in force."""
     roles = work.renewal.roles
     if KeyRole.MASTER in roles:
         names = [stage.name for stage in work.stages]
-        if names.index(work.renewal.stage) < names.index("master"):
+        if work.reached < names.index("master"):
             return {KeyRole.MASTER: work.current, KeyRole.GBEK: work.current}
         return {KeyRole.MASTER: _true_master(work, pair), KeyRole.GBEK: work.fresh}
-    took_all = pair.guek is work.fresh or KeyRole.GUEK not in roles
-    took_all = took_all and (pair.gak is work.fresh or KeyRole.GAK not in roles)
-    gbek = work.fresh if KeyRole.GBEK in roles and took_all else work.current
-    return {KeyRole.MASTER: work.current, KeyRole.GBEK: gbek}
+    return {KeyRole.MASTER: work.current, KeyRole.GBEK: _true_gbek(work, pair, acknowledged=acknowledged)}
+
+
+def _true_gbek(work: Work, pair: Pair, *, acknowledged: bool) -> KeySet:
+    """No association proves a GBEK: it is there with the keys of its own transfer, or when the meter said so."""
+    reached = work.reached
+    for place, stage in enumerate(work.stages[: reached + 1]):
+        if KeyRole.GBEK not in stage.roles:
+            continue
+        if not stage.proved_by_association:
+            return work.fresh if place < reached or acknowledged else work.current
+        pairs = ((KeyRole.GUEK, pair.guek), (KeyRole.GAK, pair.gak))
+        took_all = all(source is work.fresh for role, source in pairs if role in stage.roles)
+        if not took_all or acknowledged or place < reached:
+            return work.fresh if took_all else work.current
+        return work.fresh if _transfers_again(work, pair) else work.current
+    return work.current
+
+
+def _transfers_again(work: Work, pair: Pair) -> bool:
+    """Send the fresh GBEK once more where the answer was lost: it was never used, and nothing else tells."""
+    what = f"gbek {work.fresh.ref.generation}"
+    return _probe(work, pair, work.current, what)
 
 
 def _true_master(work: Work, pair: Pair) -> KeySet:
     """Transfer the fresh, unused GBEK wrapped under each candidate: the meter unwraps it with its master key only."""
     for candidate in (work.fresh, work.current):
         what = f"master {candidate.ref.generation}"
-        _spend_attempt(work, what)
         if _probe(work, pair, candidate, what):
             return candidate
     raise _in_doubt(work, "no master key that can be true unwraps the probe")
@@ -175,11 +231,11 @@ def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
     with work.party.store.begin("master-probe", work.title, {"candidate": what}) as tx:
         intent = intents.open(tx, title, "master-probe", {"candidate": what})
     try:
-        with associated(work.speaking, pair) as client:
+        with associated(work.speaking, pair, partial(_spend_attempt, work, what)) as client:
             client.action(key_transfer_method(work.speaking.model), payload)
     except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
         with work.party.store.begin("master-probe-outcome", work.title, {"outcome": error.message}) as tx:
-            intents.outcome(tx, intent, "refused")
+            intents.outcome(tx, intent, "refused" if isinstance(error, MeterRefusedError) else "unknown")
         _note(work, what, error.message)
         return False
     with work.party.store.begin("master-probe-outcome", work.title, {"outcome": "accepted"}) as tx:
@@ -190,11 +246,14 @@ def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
 def _spend_attempt(work: Work, what: str) -> None:
     """Count an attempt durably before it is made; PartlyDoneError at the day's limit."""
     limit = work.party.settings.policy.attempts_per_day
+    work.refused_in_a_row += 1
+    if work.refused_in_a_row > work.speaking.model.authentication.failed_limit:
+        raise _in_doubt(work, f"a meter of model {work.speaking.model.name} bears no more attempts in a row")
     title, now = work.speaking.meter.system_title, utc_now()
     with work.party.store.begin("resolve-attempt", work.title, {"try": what}) as tx:
         renewals.attempt(tx, work.renewal.id, {"try": what, "at": now.isoformat()})
         if _attempts_since(tx, title, now - DAY) > limit:
-            raise PartlyDoneError(
+            raise InDoubtError(
                 f"meter {work.title} was tried {limit} times in 24 hours and is still in doubt",
                 hint="wait, or raise policy.attempts_per_day if the meter bears it",
             )
@@ -213,16 +272,14 @@ def _note(work: Work, what: str, reason: str) -> None:
         pass
 
 
-def _in_doubt(work: Work, reason: str) -> PartlyDoneError:
-    return PartlyDoneError(
+def _in_doubt(work: Work, reason: str) -> InDoubtError:
+    return InDoubtError(
         f"the keys of meter {work.title} stay in doubt: {reason}",
         hint=f"see what was tried with: hsmkm meter show {work.title}; then hsmkm resolve {work.title} again",
     )
 
 
 def _complete(work: Work) -> Outcome:
-    if work.current.ref.generation == 0:
-        prove_old_refused(work)
     with work.party.store.begin("renewal-verified", work.title, {"stage": work.renewal.stage}) as tx:
         work.advance(tx, RenewalState.VERIFIED)
     return complete(work)

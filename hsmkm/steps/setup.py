@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hsmkm.config import SETTINGS_FILE, Settings, load_settings
 from hsmkm.errors import InputError, RefusedError
+from hsmkm.pki.certificates import replace_file
 from hsmkm.steps.party import token_settings
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, examine
@@ -76,14 +77,20 @@ def write_home(home: Path, name: str, role: str, system_title: str, flags: tuple
         raise RefusedError(f"{path} exists", hint="choose another folder with --home, or edit the file")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
         raise InputError(f"{name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     quoted = ", ".join(f'"{flag}"' for flag in flags)
     text = _TEMPLATE.format(name=name, role=role, system_title=system_title, flags=quoted)
-    path.write_text(text + _ROLE_SECTIONS.get(role, ""), encoding="utf-8")
+    made = not home.exists()
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(text + _ROLE_SECTIONS.get(role, ""), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot make {path}: {error.strerror}", hint="choose another folder with --home") from error
     try:
         return load_settings(home)
     except InputError:
         path.unlink()
+        if made:
+            home.rmdir()
         raise
 
 
@@ -117,23 +124,33 @@ def make_token(settings: Settings, actor: str) -> TokenMade:
 
 
 def examine_token(settings: Settings) -> list[Finding]:
-    """Try the token as `hsmkm token doctor` reports it; runs in a worker."""
-    return examine(token_settings(settings))
+    """Try the token as `hsmkm token doctor` reports it, and declare the TLS key in its file; runs in a worker."""
+    return [*examine(token_settings(settings)), *_tls_key_exposure(settings.home / "tls" / "key.pem")]
+
+
+def _tls_key_exposure(path: Path) -> list[Finding]:
+    if not path.exists():
+        return []
+    private = not path.stat().st_mode & 0o077
+    detail = f"in {path}" if private else f"in {path}, which others may open"
+    return [Finding("exposure: TLS key", ok=private, detail=detail, hint=f"chmod 600 {path}")]
 
 
 def set_in_file(path: Path, section: str, key: str, value: str) -> None:
     """Set one string of a settings file in its place, keeping the rest and the comments; replaces it atomically."""
-    current, done, lines = "", False, []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    current, header, place = "", -1, -1
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
         if match := re.match(r"\s*\[([^\]]+)\]", line):
             current = match[1].strip()
-        if current == section and re.match(rf"\s*{key}\s*=", line):
-            lines.append(f'{key} = "{value}"')
-            done = True
-        else:
-            lines.append(line)
-    if not done:
-        lines += [f"[{section}]", f'{key} = "{value}"']
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+            header = number if current == section else header
+        elif current == section and re.match(rf"\s*{key}\s*=", line):
+            place = number
+    setting = f'{key} = "{value}"'
+    if place >= 0:
+        lines[place] = setting
+    elif header >= 0:
+        lines.insert(header + 1, setting)
+    else:
+        lines += [f"[{section}]", setting]
+    replace_file(path, ("\n".join(lines) + "\n").encode())

@@ -103,11 +103,21 @@ def raise_to(tx: Transaction, identity: bytes, client_title: bytes, value: int, 
         _write(tx, row, identity, client_title, counter.moved_to(value + 1))
 
 
-def reserve_trial(tx: Transaction, identity: bytes, client_title: bytes, hint: int, count: int, max_jump: int) -> range:
+def reserve_trial(
+    tx: Transaction,
+    identity: bytes,
+    client_title: bytes,
+    hint: int,
+    count: int,
+    max_jump: int,
+    lease: Lease | None = None,
+) -> range:
     """Reserve `count` values above a hint that nobody authenticated; what is next in order stays as it is.
 
-    Raises RefusedError if the hint is more than `max_jump` above what is next, or the key is used up.
+    Raises RefusedError if the hint is more than `max_jump` above what is next, the lease was lost, or the key is spent.
     """
+    if lease is not None:
+        leases.check(tx, lease)
     row = _row(tx, identity, client_title)
     counter = _counter(row, 1)
     _check_jump(counter, hint, max_jump)
@@ -116,12 +126,15 @@ def reserve_trial(tx: Transaction, identity: bytes, client_title: bytes, hint: i
     return given
 
 
-def confirm_trial(tx: Transaction, identity: bytes, client_title: bytes) -> None:
-    """Believe the trial: the meter answered under the key, so order goes on behind the interval."""
+def confirm_trial(tx: Transaction, identity: bytes, client_title: bytes, used: int) -> None:
+    """Believe a trial whose value `used` was answered under the key: order goes on above it.
+
+    Values of the interval above it, which another association may be trying, stay unconfirmed.
+    """
     row = _row(tx, identity, client_title)
     counter = _counter(row, 1)
-    if counter.trial_next > counter.trial_low:
-        _write(tx, row, identity, client_title, counter.moved_to(counter.trial_next))
+    if used >= counter.next and counter.trial_low <= used < counter.trial_next:
+        _write(tx, row, identity, client_title, counter.moved_to(used + 1))
 
 
 def current(tx: Transaction, identity: bytes, client_title: bytes) -> Counter | None:

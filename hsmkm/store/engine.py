@@ -78,7 +78,8 @@ def _open_file(path: Path, *, create: bool) -> Engine:
     if create and not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     if not path.is_file():
-        raise RefusedError(f"there is no store at {path}", hint="make one with hsmkm init")
+        hint = "restore it from a backup; that of a new home is made by: hsmkm token init"
+        raise RefusedError(f"there is no store at {path}", hint=hint)
     url = make_url("sqlite+pysqlite://").set(database=str(path))
     arguments = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
     return _listen(create_engine(url, connect_args=arguments, hide_parameters=True))

@@ -60,6 +60,12 @@ def unfinished(tx: Transaction, system_title: bytes | None = None) -> list[Inten
     return [_intent(row) for row in tx.all(statement)]
 
 
+def listing(tx: Transaction, system_title: bytes, action: str) -> list[Intent]:
+    """List all that was ever about to be done to a meter of one kind, oldest first."""
+    statement = select(table).where(table.c.system_title == system_title, table.c.action == action)
+    return [_intent(row) for row in tx.all(statement.order_by(table.c.id))]
+
+
 def _intent(row: StoredRow) -> Intent:
     moments = from_seconds(row["opened"]), from_seconds(row["closed"])
     detail = json.loads(row["detail"])

@@ -82,7 +82,7 @@ def find(tx: Transaction, text: str) -> Meter:
         return meter
     found = tx.all(select(table).where(table.c.serial == text).limit(2))
     if not found:
-        raise RefusedError(f"there is no meter with title or serial number {text}")
+        raise RefusedError(f"there is no meter with title or serial number {text}", hint="see: hsmkm meter list")
     if len(found) > 1:
         raise RefusedError(f"more than one meter has the serial number {text}", hint="name it by its system title")
     return _read(tx, found[0])

@@ -68,6 +68,19 @@ def get_keys(tx: Transaction, model: str) -> ModelKeys | None:
     return keys
 
 
+def identity_of(tx: Transaction, storage_key: int, wrapped: bytes) -> bytes | None:
+    """Find the identity of an initial key that is known by these octets, whatever its model.
+
+    AES key wrap is deterministic: equal octets are one key, and one key has one identity and so one counter.
+    """
+    statement = select(table).where(table.c["keys"].is_not(None), table.c.storage_key == storage_key)
+    for row in tx.all(statement):
+        for key in _keys(row).keys:
+            if key.wrapped == wrapped:
+                return key.identity
+    return None
+
+
 def initial(tx: Transaction, model_name: str, meter: Meter, security_setup: int, client: int) -> KeySet:
     """Return a meter's key set of generation 0; raises RefusedError if its model has no initial keys or another suite.
 

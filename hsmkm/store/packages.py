@@ -80,6 +80,12 @@ def get(tx: Transaction, package_id: str) -> PackageRecord | None:
     return None if row is None else _record(row)
 
 
+def by_digest(tx: Transaction, sha256: bytes) -> PackageRecord | None:
+    """Find a package by the SHA-256 of its file."""
+    found = ROWS.rows(tx, select(table).where(table.c.sha256 == sha256).limit(1))
+    return _record(found[0]) if found else None
+
+
 def listing(
     tx: Transaction, *, direction: Direction | None = None, peer: str | None = None, state: str | None = None
 ) -> list[PackageRecord]:

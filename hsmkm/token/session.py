@@ -216,9 +216,19 @@ def _free_slot(module: Module, label: str) -> int:
 
 
 def _prepare_home(settings: TokenSettings) -> None:
-    (settings.home / "token").mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = load_profile(settings.profile).initialisation.directory
-    (settings.home / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    home = settings.home.resolve()
+    with _usable(home / "token"):
+        (home / "token").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / load_profile(settings.profile).initialisation.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "see whether the folder is yours, may be written, and the disk has room"
+        raise TokenUnreachableError(f"the token's folder {folder} cannot be used: {error.strerror}", hint) from error
 
 
 def _configure_softhsm(home: Path) -> None:
@@ -231,8 +241,12 @@ def _configure_softhsm(home: Path) -> None:
     )
     if folder.is_dir() and not (configuration.is_file() and configuration.read_text(encoding="utf-8") == text):
         temporary = configuration.with_name(f"softhsm2.conf.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(configuration)
+        try:
+            with _usable(folder):
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(configuration)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _make_pin(source: str, home: Path) -> Pin:
@@ -250,7 +264,9 @@ def _make_pin(source: str, home: Path) -> Pin:
 @contextmanager
 def _login_lock(home: Path) -> Iterator[None]:
     folder = home / "token"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "login.lock").open("ab") as lock:
+    with _usable(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "login.lock").open("ab")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

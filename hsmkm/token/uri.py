@@ -152,18 +152,23 @@ def _from_environment(name: str, _home: Path) -> bytes:
 def _from_file(name: str, home: Path) -> bytes:
     path = home / name
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise LoginError(f"cannot open the PIN file {path}: {error.strerror}", hint="check token.pin") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise LoginError(f"the PIN file {path} is not a regular file", hint="use fd: or command: for a pipe")
-        if stat.S_IMODE(status.st_mode) & ~0o600:
-            raise LoginError(f"others may read the PIN file {path}", hint=f"chmod 600 {path}")
-        if status.st_uid != os.geteuid():
-            raise LoginError(f"the PIN file {path} belongs to another user", hint=f"chown {os.geteuid()} {path}")
-        return file.read(PIN_MAX_OCTETS + 3)
+    try:
+        _check_pin_file(path, os.fstat(descriptor))
+        return os.read(descriptor, PIN_MAX_OCTETS + 3)
+    finally:
+        os.close(descriptor)
+
+
+def _check_pin_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LoginError(f"the PIN file {path} is not a regular file", hint="use fd: or command: for a pipe")
+    if stat.S_IMODE(status.st_mode) & ~0o600:
+        raise LoginError(f"others may read the PIN file {path}", hint=f"chmod 600 {path}")
+    if status.st_uid != os.geteuid():
+        raise LoginError(f"the PIN file {path} belongs to another user", hint=f"chown {os.geteuid()} {path}")
 
 
 def _from_descriptor(number: str, _home: Path) -> bytes:

@@ -8,12 +8,14 @@ name instead of the owner's main module. Functions and values travel by pickle b
         batch = worker.call(provision_batch, order, deadline=60)
 
 The worker runs one call at a time; its owner may call it from several threads, which then wait for each other. It
-ignores Ctrl-C, which its owner handles, and ends when its owner does.
+ignores Ctrl-C, which its owner handles, and ends when its owner does, in the midst of a call if need be.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import select
 import socket
 import subprocess
 import sys
@@ -39,7 +41,7 @@ _MAX_FRAMES = 12
 _READY, _VALUE, _ITEM, _END, _STOPPED, _ERROR = "ready", "value", "item", "end", "stopped", "error"
 _CALL, _STREAM, _STOP, _CLOSE = "call", "stream", "stop", "close"
 _BOOT = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "from hsmkm.token.workers import serve; serve(int(sys.argv[1]))"
 )
 
@@ -173,6 +175,11 @@ class Worker(Generic[T]):
         self._process.wait()
         self._connection.close()
 
+    def end(self) -> None:
+        """End the worker at once, after the call that is under way; for one whose context is of no use any more."""
+        with self._lock:
+            self._kill()
+
     def close(self) -> None:
         """Let the worker leave its context and end; raises what leaving raised. A worker that is gone stays gone."""
         if self._streaming:
@@ -209,6 +216,7 @@ def _late(deadline: float | None) -> TokenUnreachableError:
 def serve(descriptor: int) -> None:
     """Be a worker: read the opener from this socket, enter it, and serve calls until the owner closes or ends."""
     connection: Connection[Any, Any] = Connection(descriptor)
+    threading.Thread(target=_end_with_owner, args=(descriptor,), daemon=True).start()
     try:
         sys.path[:] = connection.recv()
         opener, args = connection.recv()
@@ -220,6 +228,14 @@ def serve(descriptor: int) -> None:
         return  # the owner is gone, and nobody is left to tell
     except Exception as error:  # noqa: BLE001 - it travels to the owner
         connection.send((_ERROR, _portable(error)))
+
+
+def _end_with_owner(descriptor: int) -> None:
+    """End this process when the owner's end of the socket is gone: nobody is left who could say what it is at."""
+    owner = select.poll()
+    owner.register(descriptor, 0)
+    owner.poll()
+    os._exit(1)
 
 
 def _serve_calls(connection: Connection[Any, Any], context: object) -> None:
@@ -267,6 +283,11 @@ def _portable(error: Exception) -> HsmkmError:
                 return error
     frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
     places = ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+    if isinstance(error, OSError) and error.strerror:
+        return WorkerError(
+            f"the system refused a file or connection at {places}: {error.strerror}",
+            hint="see whether the disk has room and the home folder's files are yours",
+        )
     return WorkerError(
         f"the token's worker met {type(error).__name__} at {places or 'an unknown place'}",
         hint="this is a defect; report it with this line",

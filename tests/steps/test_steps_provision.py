@@ -39,5 +39,5 @@ def test_a_meter_of_another_order_is_refused_with_its_line_and_nothing_is_made(r
         with party.store.read() as tx:
             assert meters.get(tx, bytes.fromhex(title_of(5))) is None
     assert [str(fault) for fault in caught.value.faults] == [
-        f"second.csv:3: {title_of(1)} was provisioned by another order"
+        f"second.csv:3:2: {title_of(1)} was provisioned by another order"
     ]

@@ -69,10 +69,26 @@ def test_a_hint_moves_nothing_for_good(tx: Transaction) -> None:
 
 def test_an_answer_under_the_key_makes_the_trial_the_counter(tx: Transaction) -> None:
     counters.reserve_trial(tx, KEY, CLIENT, 500, 3, 1000)
-    counters.confirm_trial(tx, KEY, CLIENT)
+    counters.confirm_trial(tx, KEY, CLIENT, 503)
     assert counters.current(tx, KEY, CLIENT) == Counter(504)
-    counters.confirm_trial(tx, KEY, CLIENT)
+    counters.confirm_trial(tx, KEY, CLIENT, 503)
     assert counters.reserve(tx, KEY, CLIENT, 1, None) == range(504, 505)
+
+
+def test_an_answer_does_not_confirm_what_another_association_is_trying(tx: Transaction) -> None:
+    counters.reserve_trial(tx, KEY, CLIENT, 100, 2, 1000)
+    counters.reserve_trial(tx, KEY, CLIENT, 900, 2, 1000)
+    counters.confirm_trial(tx, KEY, CLIENT, 101)
+    standing = counters.current(tx, KEY, CLIENT)
+    assert standing is not None
+    assert (standing.next, standing.trial_next) == (102, 903)
+
+
+def test_a_lost_lease_reserves_no_trial_either(tx: Transaction) -> None:
+    lease = leases.acquire(tx, METER, "a", 1, NOW)
+    leases.release(tx, lease)
+    with pytest.raises(RefusedError, match="was lost"):
+        counters.reserve_trial(tx, KEY, CLIENT, 5, 1, 1000, lease)
 
 
 def test_order_steps_over_the_interval_of_trials(tx: Transaction) -> None:
@@ -187,10 +203,11 @@ class NoValueTwice(RuleBasedStateMachine):
         assert block.start > hint
         self.given += block
 
-    @rule()
-    def confirm(self) -> None:
+    @rule(back=st.integers(0, 5))
+    def confirm(self, back: int) -> None:
         with self.store.begin("confirm", "x", {}) as tx:
-            counters.confirm_trial(tx, KEY, CLIENT)
+            if self.given:
+                counters.confirm_trial(tx, KEY, CLIENT, self.given[max(0, len(self.given) - 1 - back)])
 
     @rule(value=st.integers(0, 60))
     def believe(self, value: int) -> None:

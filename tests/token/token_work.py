@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hsmkm.errors import RefusedError
+from hsmkm.errors import RefusedError, TokenUnreachableError
 from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
 from hsmkm.token.curves import encode_raw
 from hsmkm.token.session import open_session
@@ -96,6 +96,10 @@ def die(_context: str) -> None:
 
 def refuse(_context: str) -> None:
     raise RefusedError("no", reasons=("one", "two"), hint="ask again")
+
+
+def lose_token(_context: str) -> None:
+    raise TokenUnreachableError("the token was removed")
 
 
 def stumble(_context: str, secret: str) -> None:

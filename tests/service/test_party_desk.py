@@ -1,0 +1,106 @@
+"""The desk over a real store: what it offers of packages whose files are being written, left over, altered or lost."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hsmkm.errors import IntegrityError
+from hsmkm.packages.content import Purpose
+from hsmkm.packages.send import outgoing
+from hsmkm.service.party_desk import PartyDesk
+from hsmkm.steps.communicate import find_meter
+from hsmkm.steps.deliver import Sent, send
+from hsmkm.steps.party import Party
+from hsmkm.store import key_sets
+from hsmkm.store.key_set import KeyState
+from hsmkm.token.standing import StandingWorker
+from tests.field import Field
+from tests.realm import title_of
+
+
+class Here:
+    """A worker that works in this process."""
+
+    def __init__(self, party: Party) -> None:
+        self.party = party
+
+    def call(self, function: Callable[..., Any], *args: object, deadline: float) -> object:
+        del deadline
+        return function(self.party, *args)
+
+
+@pytest.fixture
+def party(field: Field) -> Iterator[Party]:
+    with field.realm.open("utility") as opened:
+        yield opened
+
+
+@pytest.fixture
+def desk(party: Party) -> PartyDesk:
+    return PartyDesk(party.home, cast("StandingWorker[Party]", Here(party)))
+
+
+def give(party: Party, serial: int) -> Sent:
+    """Send one meter's keys to the concentrator."""
+    meter = find_meter(party, title_of(serial))
+    with party.store.read() as tx:
+        key_set = key_sets.newest(tx, meter.system_title, 0, 1)
+    assert key_set is not None
+    return send(party, Purpose.DISTRIBUTION, "concentrator", [outgoing(meter, key_set, KeyState.ACTIVE)])
+
+
+def as_before_the_rename(sent: Sent) -> Path:
+    return sent.path.rename(sent.path.with_name(sent.path.name + ".partial"))
+
+
+def listed(desk: PartyDesk) -> list[str]:
+    return [item.id for item in desk.packages("concentrator")]
+
+
+def test_packages_are_listed_in_the_order_of_their_sequence(party: Party, desk: PartyDesk) -> None:
+    sent = [give(party, serial) for serial in (1, 2, 3)]
+    assert listed(desk) == [item.id for item in sent]
+    assert [item.sequence for item in desk.packages("concentrator")] == [1, 2, 3]
+    content = desk.package("concentrator", sent[0].id)
+    assert hashlib.sha256(content or b"").hexdigest() == desk.packages("concentrator")[0].sha256
+    assert desk.packages("other-concentrator") == []
+
+
+def test_a_package_that_is_just_being_written_is_left_alone_and_holds_back_what_follows(
+    party: Party, desk: PartyDesk
+) -> None:
+    first, second, third = (give(party, serial) for serial in (1, 2, 3))
+    partial = as_before_the_rename(second)
+    with (party.home / "packages.lock").open("ab") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert listed(desk) == [first.id]
+        assert partial.exists()
+    assert listed(desk) == [first.id, second.id, third.id]
+    assert not partial.exists()
+
+
+def test_what_a_crash_left_is_finished_or_removed(party: Party, desk: PartyDesk) -> None:
+    sent = give(party, 1)
+    as_before_the_rename(sent)
+    never = sent.path.with_name("00000000-0000-4000-8000-000000000000.p7m.partial")
+    never.write_bytes(b"its record was never committed")
+    assert listed(desk) == [sent.id]
+    assert sent.path.exists()
+    assert not never.exists()
+
+
+def test_an_altered_or_lost_file_is_not_given_out(party: Party, desk: PartyDesk) -> None:
+    sent = give(party, 1)
+    sent.path.write_bytes(sent.path.read_bytes() + b"\0")
+    with pytest.raises(IntegrityError, match="was altered"):
+        desk.package("concentrator", sent.id)
+    sent.path.unlink()
+    with pytest.raises(IntegrityError, match="is missing"):
+        desk.package("concentrator", sent.id)
+    assert listed(desk) == []
