@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from sqlalchemy import and_, func, select
 
 from hsmkm.errors import IntegrityError, PolicyError
-from hsmkm.store import certificates, counters, key_set_rows, key_states, meters, models, packages, parties
+from hsmkm.store import (
+    certificates,
+    certified_keys,
+    counters,
+    key_set_rows,
+    key_states,
+    meters,
+    models,
+    packages,
+    parties,
+)
 from hsmkm.store.audit import Problem
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
 from hsmkm.store.schema import audit as audit_table
@@ -21,6 +31,7 @@ AUTHENTICATED = (
     parties.ROWS,
     certificates.ROWS,
     certificates.ISSUANCES,
+    certified_keys.ROWS,
     packages.ROWS,
     key_states.ROWS,
     counters.ROWS,

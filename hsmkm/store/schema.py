@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0001"
+HEAD = "0002"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -150,6 +150,16 @@ issuances = Table(
     _column("fingerprint", LargeBinary, null=True),
     _column("revoked", BigInteger, null=True),
     _column("reason", Text, null=True),
+    *_authenticated(),
+    sqlite_with_rowid=False,
+)
+
+certified_keys = Table(
+    "certified_keys",
+    metadata,
+    _key("digest", LargeBinary),
+    _column("profile", Text),
+    _column("subject", Text),
     *_authenticated(),
     sqlite_with_rowid=False,
 )

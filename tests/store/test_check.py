@@ -11,6 +11,7 @@ from hsmkm.errors import IntegrityError, PolicyError
 from hsmkm.store import (
     audit,
     certificates,
+    certified_keys,
     check,
     counters,
     key_sets,
@@ -60,6 +61,7 @@ def full(store: Store, factory: Factory) -> Store:
         certificates.record_issued(tx, Issuance("CN=i", b"\x07", "tls", "CN=x", bytes(32), NOW, LATER))
         leaf = CertificateRecord(bytes(32), b"der", "tls", "CN=x", "CN=i", b"\x07", NOW, LATER, "me", Source.OWN)
         certificates.complete_issued(tx, leaf)
+        certified_keys.claim(tx, bytes(32), "tls", "CN=x")
         certificates.revoke(tx, "CN=i", b"\x07", NOW, "superseded")
         record = ("id-1", Direction.SENT, "delivery", 1, "utility-a", NOW, LATER, bytes(32), "sent", 1, b"receipt")
         packages.add(tx, PackageRecord(*record))
