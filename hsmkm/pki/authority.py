@@ -9,8 +9,8 @@ after a crash between the two; a recorded one that was never signed harms nobody
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -21,7 +21,7 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.pki.certificates import common_name, public_key
 from hsmkm.pki.der import bit_string, sequence
 from hsmkm.pki.lint import MAX_SERIAL_BITS, Linted, Plan, expected_extensions, lint
-from hsmkm.pki.profiles import ROOT, CertificateProfile, hash_for, profile
+from hsmkm.pki.profiles import NO_END, ROOT, CertificateProfile, hash_for, profile
 from hsmkm.pki.requests import CheckedRequest, subject_name
 from hsmkm.pki.stand_in import dummy_signer
 
@@ -49,6 +49,29 @@ class Authority:
         _must_issue(self.certificate, request.profile)
         plan = _plan(request.profile, request.subject, request.public_key, self, now, lifetime, request.names)
         return _certify(plan, self.signer, self.record)
+
+    def issue_many(
+        self,
+        requests: Iterable[CheckedRequest],
+        now: datetime,
+        record: Callable[[Sequence[Linted]], None],
+        *,
+        without_end: bool = False,
+    ) -> list[x509.Certificate]:
+        """Issue certificates of which `record` takes all at once before the first of them is signed.
+
+        `without_end` gives them no well-defined end where the profile allows that. Raises RefusedError as `issue`.
+        """
+        linted = [self._lint(request, now, without_end=without_end) for request in requests]
+        record(linted)
+        return [sign(one, self.signer) for one in linted]
+
+    def _lint(self, request: CheckedRequest, now: datetime, *, without_end: bool) -> Linted:
+        _must_issue(self.certificate, request.profile)
+        plan = _plan(request.profile, request.subject, request.public_key, self, now, names=request.names)
+        if without_end and request.profile.may_lack_end:
+            plan = replace(plan, not_after=NO_END)
+        return lint(_build(plan), plan)
 
     def certify_authority(
         self, profile_name: str, name: str, key: ec.EllipticCurvePublicKey, now: datetime

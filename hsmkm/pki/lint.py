@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from hsmkm.errors import RefusedError
 from hsmkm.pki.certificates import common_name, is_name, is_title
-from hsmkm.pki.profiles import CertificateProfile, hash_for, may_certify
+from hsmkm.pki.profiles import NO_END, CertificateProfile, hash_for, may_certify
 from hsmkm.pki.requests import alternative_names
 
 MAX_SERIAL_BITS = 159
@@ -100,6 +100,8 @@ def _dates(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if (begin, end) != (plan.not_before, plan.not_after) or begin >= end:
         yield "the validity is not the planned one"
+    if plan.not_after == NO_END and plan.profile.may_lack_end:
+        return
     if end - begin > plan.profile.lifetime + timedelta(seconds=1):
         yield "the validity is longer than the profile allows"
     if plan.issuer is None:

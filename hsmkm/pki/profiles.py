@@ -11,7 +11,7 @@ ever sign keys, whatever its holder claims.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from cryptography import x509
@@ -45,10 +45,16 @@ KEY_USAGES = (
 
 _YEAR = timedelta(days=365)
 
+NO_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""The end of a certificate that has no well-defined one (RFC 5280 section 4.1.2.5), as devices may have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateProfile:
-    """One kind of certificate; `path_length` is None where the holder is no authority."""
+    """One kind of certificate; `path_length` is None where the holder is no authority.
+
+    `may_lack_end`: a device that nobody can reach for a renewal may have one whose validity has no end.
+    """
 
     name: str
     issuer: str
@@ -58,6 +64,7 @@ class CertificateProfile:
     extended_usage: tuple[x509.ObjectIdentifier, ...] = ()
     policies: tuple[x509.ObjectIdentifier, ...] = ()
     path_length: int | None = None
+    may_lack_end: bool = False
 
     @property
     def is_authority(self) -> bool:
@@ -76,10 +83,10 @@ PACKAGE_ISSUING = CertificateProfile(
     "package-issuing", "root", CERTIFY, 10 * _YEAR, policies=(POLICY_PACKAGE_SIGNING,), path_length=0
 )
 DIGITAL_SIGNATURE = CertificateProfile(
-    "digital-signature", "issuing", SIGN, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,)
+    "digital-signature", "issuing", SIGN, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,), may_lack_end=True
 )
 KEY_AGREEMENT = CertificateProfile(
-    "key-agreement", "issuing", AGREE, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,)
+    "key-agreement", "issuing", AGREE, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,), may_lack_end=True
 )
 TLS = CertificateProfile(
     "tls",

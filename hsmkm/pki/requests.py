@@ -6,6 +6,7 @@ asks for an extension, its subjectAltName.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from hsmkm.errors import Fault, InputError
 from hsmkm.pki.certificates import UNREADABLE, common_name, is_name, is_title
 from hsmkm.pki.profiles import HASHES, KEY_AGREEMENT, TLS, CertificateProfile, hash_for, profile
+from hsmkm.pki.request_form import form_faults
 from hsmkm.pki.stand_in import signer_for_another
 
 MAX_REQUEST = 16 << 10
@@ -27,6 +29,8 @@ MAX_NAMES = 16
 
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 """The PKCS#9 attribute that carries asked-for extensions (RFC 2985 section 5.4.2)."""
+
+_PEM = re.compile(rb"-----BEGIN ((?:NEW )?CERTIFICATE REQUEST)-----\r?\n([A-Za-z0-9+/=\s]*)-----END \1-----")
 
 _DNS = re.compile(r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
@@ -122,13 +126,28 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _parse(data: bytes, source: str) -> x509.CertificateSigningRequest:
     if len(data) > MAX_REQUEST:
         raise _wrong([f"larger than {MAX_REQUEST} octets"], source)
+    der = data if data[:1] == b"\x30" else _of_pem(data, source)
+    faults = form_faults(der)
+    if faults:
+        raise _wrong(faults, source)
     try:
-        request = x509.load_der_x509_csr(data) if data[:1] == b"\x30" else x509.load_pem_x509_csr(data)
+        request = x509.load_der_x509_csr(der)
         list(request.subject)
         list(request.attributes)
-    except UNREADABLE as error:
+    except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise _wrong(["not a PKCS#10 request in DER or PEM"], source) from error
     return request
+
+
+def _of_pem(data: bytes, source: str) -> bytes:
+    """Take the one request out of PEM; nothing else may stand beside it, so that nothing is overlooked."""
+    found = _PEM.fullmatch(data.strip())
+    try:
+        if found:
+            return base64.b64decode(b"".join(found[2].split()), validate=True)
+    except ValueError:
+        pass
+    raise _wrong(["not a PKCS#10 request in DER or PEM"], source)
 
 
 def _subject_faults(kind: CertificateProfile, subject: str | None) -> list[str]:

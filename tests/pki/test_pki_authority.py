@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.pki.authority import Authority, create_root
 from hsmkm.pki.certificates import fingerprint, holder, read_certificates, write_certificates
 from hsmkm.pki.lint import Linted, Plan, lint
-from hsmkm.pki.profiles import PROFILES, profile
+from hsmkm.pki.profiles import NO_END, PROFILES, profile
 from hsmkm.pki.requests import CheckedRequest, build_request, check_request
 
 if TYPE_CHECKING:
@@ -209,3 +210,33 @@ def test_certificates_are_written_and_read_in_order(hierarchy: Hierarchy, tmp_pa
 def test_an_unknown_profile_is_named() -> None:
     with pytest.raises(InputError, match="'server'"):
         profile("server")
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
+def test_a_batch_is_recorded_whole_before_its_first_signature(
+    hierarchy_384: Hierarchy, curve: ec.EllipticCurve
+) -> None:
+    recorded: list[Linted] = []
+
+    def record(batch: Sequence[Linted]) -> None:
+        recorded.extend(batch)
+
+    requests = [
+        checked_request(ec.generate_private_key(curve), name) for name in ("digital-signature", "key-agreement", "tls")
+    ]
+    made = hierarchy_384.issuing.issue_many(requests, hierarchy_384.now, record)
+    assert [one.plan.serial for one in recorded] == [one.serial_number for one in made]
+    with pytest.raises(RuntimeError):
+        hierarchy_384.issuing.issue_many(requests, hierarchy_384.now, _fails)
+
+
+def _fails(batch: Sequence[Linted]) -> None:
+    raise RuntimeError(len(batch))
+
+
+def test_only_a_device_of_the_dlms_profiles_has_a_certificate_without_an_end(hierarchy: Hierarchy) -> None:
+    for name, lacks in (("digital-signature", True), ("key-agreement", True), ("tls", False)):
+        request = checked_request(ec.generate_private_key(ec.SECP256R1()), name)
+        (made,) = hierarchy.issuing.issue_many([request], hierarchy.now, lambda _: None, without_end=True)
+        assert (made.not_valid_after_utc == NO_END) is lacks
+        hierarchy.trust().check(made, hierarchy.chain, name, hierarchy.now, TITLE)
