@@ -31,12 +31,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PartySettings:
-    """Who this deployment is; `system_title` is 16 capital hex digits (8 octets), `flags` FLAG manufacturer ids."""
+    """Who this deployment is; `system_title` is 16 capital hex digits (8 octets), `flags` FLAG manufacturer ids.
+
+    `suites` are the security suites of the meters it deals with: suite 2 takes keys on P-384 beside those on P-256.
+    """
 
     name: str
     role: str
     system_title: str
     flags: tuple[str, ...] = ()
+    suites: tuple[int, ...] = (0, 1, 2)
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
@@ -50,7 +54,8 @@ class PartySettings:
             for flag in self.flags
             if not FLAG_ID.fullmatch(flag)
         ]
-        return found
+        unknown = [suite for suite in self.suites if suite not in (0, 1, 2)]
+        return found + [("suites", f"a party deals with meters of suite 0, 1 or 2, not {suite}") for suite in unknown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +400,9 @@ def _from_environment(text: str, kind: object) -> object:
         return int(text) if re.fullmatch(r"-?\d+", text) else text
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind == tuple[int, ...]:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
     return text
 
 

@@ -28,17 +28,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hsmkm.config import load_model
 from hsmkm.errors import HsmkmError
 
 HSMKM = Path(sys.executable).with_name("hsmkm")
-MODEL = "virtual"
+MODELS = {0: "virtual", 1: "virtual-1", 2: "virtual-2"}
 FLAG = "MMM"
 FIRST_SERIAL = 12345678
 READING = "1.0.1.8.0.255"
 INITIAL_ROLES = ("guek", "gbek", "gak", "master")
 MOST_METERS = 500
-KEY_HEX_DIGITS = 32
+KEY_OCTETS = {0: 16, 1: 16, 2: 32}
 COMMAND_SECONDS = 600
 STOP_SECONDS = 20
 CHECKERS = 2
@@ -132,8 +131,12 @@ class Lab:
 
     folder: Path
     meters: int
-    suite: int
+    suites: tuple[int, ...]
     processes: Processes = field(default_factory=Processes)
+
+    def suite(self, place: int) -> int:
+        """Give the suite of a meter by its place in the order: the suites take turns."""
+        return self.suites[place % len(self.suites)]
 
     def home(self, party: str) -> Path:
         """Name a party's home folder."""
@@ -214,7 +217,7 @@ def together(lab: Lab, tasks: Sequence[Callable[[], Any]], workers: int) -> list
 
 def set_up(lab: Lab) -> None:
     """Make every home, token and certificate, and the registrations; see scripts/parties.py."""
-    command = [sys.executable, str(Path(__file__).with_name("parties.py")), str(lab.folder), str(lab.suite)]
+    command = [sys.executable, str(Path(__file__).with_name("parties.py")), str(lab.folder), *map(str, lab.suites)]
     lab.finished(lab.processes.start(command, subprocess.PIPE, {}), "the set-up of the parties")
 
 
@@ -240,12 +243,15 @@ def write_order(lab: Lab) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("flag", "serial", "model", "suite"))
-        rows.writerows((FLAG, FIRST_SERIAL + place, MODEL, lab.suite) for place in range(lab.meters))
-    keys = {role: secrets.token_hex(KEY_HEX_DIGITS // 2) for role in INITIAL_ROLES}
-    private_file(lab.folder / "initial.keys", "".join(f"{role} = {value}\n" for role, value in keys.items()))
+        suites = [lab.suite(place) for place in range(lab.meters)]
+        rows.writerows((FLAG, FIRST_SERIAL + place, MODELS[suite], suite) for place, suite in enumerate(suites))
+    keys = {suite: {role: secrets.token_hex(KEY_OCTETS[suite]) for role in INITIAL_ROLES} for suite in lab.suites}
+    for suite, values in keys.items():
+        lines = [f"{role} = {value}\n" for role, value in values.items()]
+        private_file(lab.folder / f"initial-{suite}.keys", "".join(lines))
     (lab.folder / "meters").mkdir(mode=0o700)
-    for title in titles(lab):
-        state = {"system_title": title, "suite": lab.suite, "keys": keys, "tx_ic": 1, "rx_ic": 0}
+    for title, suite in zip(titles(lab), suites, strict=True):
+        state = {"system_title": title, "suite": suite, "keys": keys[suite], "tx_ic": 1, "rx_ic": 0}
         private_file(lab.folder / "meters" / f"{title}.json", json.dumps(state))
     return path
 
@@ -256,6 +262,12 @@ def write_places(lab: Lab, ports: Sequence[int]) -> Path:
     lines = [f"{title},{HOST}:{port}\n" for title, port in zip(titles(lab), ports, strict=True)]
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def fleet(lab: Lab) -> str:
+    """Name the suites of the fleet."""
+    suites = sorted({lab.suite(place) for place in range(lab.meters)})
+    return f"suite {suites[0]}" if len(suites) == 1 else f"suites {', '.join(map(str, suites))}"
 
 
 # The seven steps.
@@ -271,7 +283,7 @@ def provision(lab: Lab, order: Path) -> str:
     step(
         1,
         "factory",
-        f"{count(made['meters'], 'meter')} of {order.name} provisioned, {keys} keys made in the token; "
+        f"{count(made['meters'], 'meter')} of {order.name} provisioned in {fleet(lab)}, {keys} keys made in the token; "
         f"injection package for the line, {octets:,} octets",
     )
     return str(made["order"])
@@ -457,15 +469,12 @@ def arguments() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Runs the seven steps with real processes.")
     parser.add_argument("--meters", type=int, default=3, metavar="N", help=f"1 to {MOST_METERS}, 3 by default")
-    parser.add_argument("--suite", type=int, default=0, choices=(0, 1, 2), help="security suite, 0 by default")
+    suites = "security suite of every meter; without it all three, in turns"
+    parser.add_argument("--suite", type=int, choices=tuple(MODELS), help=suites)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="an empty or new folder that keeps everything made")
     given = parser.parse_args()
     if not 1 <= given.meters <= MOST_METERS:
         parser.error(f"--meters must be 1 to {MOST_METERS}")
-    supported = load_model(MODEL, Path()).suites
-    if given.suite not in supported:
-        names = ", ".join(map(str, supported))
-        parser.error(f"--suite {given.suite} is not supported yet: the meter model {MODEL} has {names}")
     if given.keep and given.keep.exists() and (not given.keep.is_dir() or any(given.keep.iterdir())):
         parser.error(f"--keep {given.keep} is not an empty folder")
     return given
@@ -493,7 +502,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupt)
     given = arguments()
     with folder(given.keep) as path:
-        lab = Lab(path, given.meters, given.suite)
+        lab = Lab(path, given.meters, tuple(MODELS) if given.suite is None else (given.suite,))
         try:
             demonstrate(lab)
         except (DemoError, HsmkmError) as error:

@@ -7,6 +7,7 @@ a command takes is the start of its two processes. Each party is opened by itsel
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, set_in_file, write_home
 
-MODEL = "virtual"
+MODELS = {0: "virtual", 1: "virtual-1", 2: "virtual-2"}
+"""The virtual meter of each suite: a model has one set of initial keys."""
+
 FLAG = "MMM"
 HOST = "127.0.0.1"
 CRL_DAYS = 7
@@ -35,8 +38,8 @@ def opened(folder: Path, party: str) -> AbstractContextManager[Party]:
     return open_party(folder / party, default_actor())
 
 
-def make_parties(folder: Path, suite: int) -> None:
-    """Make every home; FOLDER/initial.keys is imported at the factory and removed."""
+def make_parties(folder: Path, suites: Sequence[int]) -> None:
+    """Make every home; FOLDER/initial-SUITE.keys are imported at the factory and removed."""
     for party, title in TITLES.items():
         flags = (FLAG,) if party == "factory" else ()
         make_token(write_home(folder / party, party, party, title, flags), default_actor())
@@ -50,18 +53,19 @@ def make_parties(folder: Path, suite: int) -> None:
     for key, value in (("aim", "utility"), ("kind", "client"), ("listen", f"{HOST}:0")):
         set_in_file(settings, "concentrator", key, value)
     set_in_file(folder / "utility" / "hsmkm.toml", "service", "listen", f"{HOST}:0")
-    keys = folder / "initial.keys"
     with opened(folder, "factory") as factory:
-        model.import_keys(factory, MODEL, suite, keys)
-    keys.unlink()
+        for suite in suites:
+            keys = folder / f"initial-{suite}.keys"
+            model.import_keys(factory, MODELS[suite], suite, keys)
+            keys.unlink()
 
 
 def make_authorities(folder: Path) -> None:
-    """Make the root, the issuing authorities, and what they publish."""
+    """Make the root, the issuing authorities, and what they publish; P-384 certifies keys on both curves."""
     with opened(folder, "authority") as authority:
-        certify.create_root(authority, "Demo Root", "P-256")
-        certify.create_issuing(authority, "issuing", "Demo Issuing", "P-256")
-        certify.create_issuing(authority, "package-issuing", "Demo Package Issuing", "P-256")
+        certify.create_root(authority, "Demo Root", "P-384")
+        certify.create_issuing(authority, "issuing", "Demo Issuing", "P-384")
+        certify.create_issuing(authority, "package-issuing", "Demo Package Issuing", "P-384")
         certify.publish(authority, folder / "pki", CRL_DAYS)
 
 
@@ -87,9 +91,9 @@ def register(folder: Path, at: str, *names: str) -> None:
 
 
 def main() -> int:
-    """Make the parties in the folder, and for the suite, that the arguments name."""
+    """Make the parties in the folder, and for the suites, that the arguments name."""
     try:
-        make_parties(Path(sys.argv[1]), int(sys.argv[2]))
+        make_parties(Path(sys.argv[1]), [int(suite) for suite in sys.argv[2:]])
     except HsmkmError as error:
         explain(error)
         return error.exit_code

@@ -9,7 +9,7 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,18 +38,22 @@ PATIENCE = 30.0
 KINDS = {"concentrator": "client", "other-concentrator": "relay"}
 
 
-def deliver_meters(realm: Realm) -> None:
-    """Take steps 1 to 4 for every serial number: provisioned, injected, delivered to the utility, receipted."""
+def deliver_meters(realm: Realm, fleet: Mapping[int, int] | None = None) -> None:
+    """Take steps 1 to 4 for every serial number: provisioned, injected, delivered to the utility, receipted.
+
+    `fleet` gives serial numbers with their suites; without it, they are all of suite 0.
+    """
+    suites = fleet or dict.fromkeys(SERIALS, 0)
     folder = realm.folder / "meters"
     folder.mkdir()
-    for serial in SERIALS:
-        save_to(state_path(realm, serial))(_with_initial_keys(realm, serial))
-    paths = [state_path(realm, serial) for serial in SERIALS]
+    for serial, suite in suites.items():
+        save_to(state_path(realm, serial))(_with_initial_keys(realm, serial, suite))
+    paths = [state_path(realm, serial) for serial in suites]
     with serving([Meter(load(path), save=save_to(path)) for path in paths]) as ports, realm.open("factory") as party:
-        provision(party, realm.order(*SERIALS), "line")
-        for serial, port in zip(SERIALS, ports, strict=True):
+        provision(party, realm.mixed_order(suites), "line")
+        for serial, port in zip(suites, ports, strict=True):
             inject(party, title_of(serial), f"127.0.0.1:{port}")
-        sent = export(party, "delivery", "utility", tuple(map(title_of, SERIALS)), None)
+        sent = export(party, "delivery", "utility", tuple(map(title_of, suites)), None)
     with realm.open("utility") as party:
         receipt = receive_file(party, sent.path).receipt
     with realm.open("factory") as party:
@@ -60,9 +64,9 @@ def state_path(realm: Realm, serial: int) -> Path:
     return realm.folder / "meters" / f"{title_of(serial)}.json"
 
 
-def _with_initial_keys(realm: Realm, serial: int) -> MeterState:
-    keys = {KeyId[name.upper()]: value for name, value in realm.initial_keys().items()}
-    return MeterState(SystemTitle.parse(title_of(serial)), SecuritySuite.SUITE_0, keys)
+def _with_initial_keys(realm: Realm, serial: int, suite: int) -> MeterState:
+    keys = {KeyId[name.upper()]: value for name, value in realm.initial_keys(suite).items()}
+    return MeterState(SystemTitle.parse(title_of(serial)), SecuritySuite(suite), keys)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A realm of parties for tests: an authority, a factory, its line equipment, a utility and two concentrators.
 
-Each is a real home folder with a SoftHSM token, a store, certificates of one PKI, and the others registered. It is
+Each is a real home folder with a SoftHSM token, a store, certificates of one PKI, and the others registered, with keys
+on both curves under authorities on P-384. It is
 built once for a test process and copied for each test, tokens included. `Realm.open` opens a party in this process, one
 at a time; `Realm.cli` runs the installed command as a user does.
 """
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ TITLES = {
 }
 ROLES = {name: name for name in TITLES} | {"other-concentrator": "concentrator"}
 INITIAL_KEYS = ("guek", "gbek", "gak", "master")
+MODELS = {0: "virtual", 1: "virtual-1", 2: "virtual-2"}
+KEY_OCTETS = {0: 16, 1: 16, 2: 32}
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,20 @@ class Realm:
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
 
-    def initial_keys(self) -> dict[str, bytes]:
-        """The keys that the meters of model `virtual` come with, as they were made for this realm."""
-        found: dict[str, str] = json.loads((self.folder / "initial.json").read_text())
-        return {name: bytes.fromhex(value) for name, value in found.items()}
+    def initial_keys(self, suite: int = 0) -> dict[str, bytes]:
+        """The keys that the meters of a suite's virtual model come with, as they were made for this realm."""
+        found: dict[str, dict[str, str]] = json.loads((self.folder / "initial.json").read_text())
+        return {name: bytes.fromhex(value) for name, value in found[str(suite)].items()}
 
-    def order(self, *serials: int, name: str = "order.csv") -> Path:
-        """Write a production order for meters of FLAG id MMM."""
+    def order(self, *serials: int, name: str = "order.csv", suite: int = 0) -> Path:
+        """Write a production order for meters of FLAG id MMM and one suite."""
+        return self.mixed_order(dict.fromkeys(serials, suite), name)
+
+    def mixed_order(self, suites: Mapping[int, int], name: str = "order.csv") -> Path:
+        """Write a production order for meters of FLAG id MMM, given by serial number with their suites."""
         path = self.folder / name
-        path.write_text("flag,serial,model,suite\n" + "".join(f"MMM,{serial},virtual,0\n" for serial in serials))
+        lines = [f"MMM,{serial},{MODELS[suite]},{suite}\n" for serial, suite in suites.items()]
+        path.write_text("flag,serial,model,suite\n" + "".join(lines))
         return path
 
 
@@ -99,9 +107,9 @@ def build_realm(folder: Path) -> Realm:
 
 def _make_authorities(realm: Realm) -> None:
     with realm.open("authority") as party:
-        certify.create_root(party, "Test Root", "P-256")
-        certify.create_issuing(party, "issuing", "Test Issuing", "P-256")
-        certify.create_issuing(party, "package-issuing", "Test Package Issuing", "P-256")
+        certify.create_root(party, "Test Root", "P-384")
+        certify.create_issuing(party, "issuing", "Test Issuing", "P-384")
+        certify.create_issuing(party, "package-issuing", "Test Package Issuing", "P-384")
         certify.publish(party, realm.folder / "pki", 7)
 
 
@@ -135,15 +143,16 @@ def _register(realm: Realm) -> None:
 
 
 def _import_initial_keys(realm: Realm) -> None:
-    keys = {name: secrets.token_bytes(16) for name in INITIAL_KEYS}
+    made: dict[int, dict[str, str]] = {}
     path = realm.folder / "initial.keys"
     path.touch(0o600)
-    path.write_text("".join(f"{name} = {value.hex()}\n" for name, value in keys.items()))
     with realm.open("factory") as party:
-        model.import_keys(party, "virtual", 0, path)
+        for suite, name in MODELS.items():
+            made[suite] = {role: secrets.token_hex(KEY_OCTETS[suite]) for role in INITIAL_KEYS}
+            path.write_text("".join(f"{role} = {value}\n" for role, value in made[suite].items()))
+            model.import_keys(party, name, suite, path)
     path.unlink()
-    text = json.dumps({name: value.hex() for name, value in keys.items()})
-    (realm.folder / "initial.json").write_text(text)
+    (realm.folder / "initial.json").write_text(json.dumps(made))
 
 
 def copy_realm(template: Realm, folder: Path) -> Realm:

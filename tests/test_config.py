@@ -72,3 +72,13 @@ def test_a_models_faults_are_named_with_their_lines(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_model(path)
     assert [fault.line for fault in caught.value.faults] == [1, 3, 4]
+
+
+def test_suites_come_as_a_list_from_the_file_and_with_commas_from_the_environment(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, GOOD), {}).party.suites == (0, 1, 2)
+    assert load_settings(write(tmp_path, GOOD + "suites = [0, 1]\n"), {}).party.suites == (0, 1)
+    assert load_settings(tmp_path, {"HSMKM_PARTY_SUITES": "0, 2"}).party.suites == (0, 2)
+    for wrong in ("3", "two", "-1"):
+        with pytest.raises(InputError) as caught:
+            load_settings(tmp_path, {"HSMKM_PARTY_SUITES": wrong})
+        assert "party.suites" in caught.value.faults[0].text

@@ -16,7 +16,7 @@ from hsmkm.store import certificates
 app = typer.Typer(help="Certificates: authorities, requests, issue, revocation, trust.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="A folder.")]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
-Curve = Annotated[str, typer.Option(help="P-256 or P-384.")]
+Curve = Annotated[str, typer.Option(help="P-384, or P-256 for a PKI whose parties have no keys on P-384.")]
 
 
 def _show(made: Sequence[certify.Made]) -> None:
@@ -28,7 +28,7 @@ def _show(made: Sequence[certify.Made]) -> None:
 
 
 @app.command()
-def create_root(name: Annotated[str, typer.Argument(help="The root's name.")], curve: Curve = "P-256") -> None:
+def create_root(name: Annotated[str, typer.Argument(help="The root's name.")], curve: Curve = "P-384") -> None:
     """Make a root authority: its key in the token, and a self-signed certificate."""
     with party_worker() as worker:
         _show([worker.call(certify.create_root, name, curve)])
@@ -40,7 +40,7 @@ def create_issuing(
     profile: Annotated[
         str, typer.Option(help="issuing (DLMS and TLS) or package-issuing (package signing).")
     ] = "issuing",
-    curve: Curve = "P-256",
+    curve: Curve = "P-384",
 ) -> None:
     """Make an issuing authority under the root."""
     with party_worker() as worker:

@@ -23,7 +23,7 @@ from hsmkm.packages.container import Signed, open_container
 from hsmkm.packages.content import MeterEntry, PackageContent, PackageHeader, Peer, Purpose, WrappedKey, parse_content
 from hsmkm.packages.roles import flag_reasons, role_reasons
 from hsmkm.packages.send import suite_reasons
-from hsmkm.packages.transport import open_package_key, parse_recipient_info, recipient_reasons
+from hsmkm.packages.transport import issuer_and_serial, open_package_key, parse_recipient_info, recipient_reasons
 from hsmkm.pki.certificates import fingerprint, holder, public_key
 from hsmkm.pki.trust import TrustStore
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, authenticate
@@ -71,13 +71,25 @@ class Registry(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementKey:
+    """A key-agreement key of this party: its label in the token, and the certificate of it."""
+
+    label: str
+    certificate: x509.Certificate
+
+
+@dataclass(frozen=True, slots=True)
 class Receiver:
-    """This party as a recipient: its key-agreement key in the token, the certificate of it, and what it trusts."""
+    """This party as a recipient: its key-agreement keys, at least one, and what it trusts."""
 
     peer: Peer
-    certificate: x509.Certificate
+    keys: tuple[AgreementKey, ...]
     trust: TrustStore
-    label: str = "key-agreement"
+
+    def key_for(self, recipient: bytes) -> AgreementKey:
+        """Return the key whose certificate a recipient info names; where it names none of ours, the first."""
+        named = (key for key in self.keys if issuer_and_serial(key.certificate) == recipient)
+        return next(named, self.keys[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,19 +210,19 @@ def _header_reasons(content: PackageContent, signed: Signed, receiver: Receiver,
         yield "the package has expired"
     if header.created > now + CLOCK_SKEW:
         yield "the package was created in the future"
-    suites = {entry.suite for entry in content.meters}
-    yield from suite_reasons(suites, public_key(signed.signer), public_key(receiver.certificate))
-    if content.recipient_info:
-        yield from _info_reasons(content, receiver)
-
-
-def _info_reasons(content: PackageContent, receiver: Receiver) -> Iterator[str]:
+    suites, signing = {entry.suite for entry in content.meters}, public_key(signed.signer)
+    if not content.recipient_info:
+        yield from suite_reasons(suites, signing)
+        return
     try:
         info = parse_recipient_info(content.recipient_info)
     except InputError as error:
         yield error.message
+        yield from suite_reasons(suites, signing)
     else:
-        yield from recipient_reasons(info, receiver.certificate, content.header.ukm())
+        certificate = receiver.key_for(info.recipient).certificate
+        yield from suite_reasons(suites, signing, public_key(certificate))
+        yield from recipient_reasons(info, certificate, header.ukm())
 
 
 def _meter_reasons(content: PackageContent, registry: Registry) -> Iterator[str]:
@@ -234,8 +246,9 @@ def _open_meters(vault: Vault, registry: Registry, receiver: Receiver, content: 
         return tuple(Received(entry, _meter(registry, entry), None) for entry in content.meters)
     faults: list[str] = []
     info, ukm = content.recipient_info, content.header.ukm()
+    ours = receiver.key_for(parse_recipient_info(info).recipient)
     try:
-        package_key = open_package_key(vault, receiver.label, receiver.certificate, info, ukm)
+        package_key = open_package_key(vault, ours.label, ours.certificate, info, ukm)
     except IntegrityError as error:
         raise _refused(content, ["the package key does not unwrap: it was altered or made for another key"]) from error
     with package_key:

@@ -11,14 +11,15 @@ from hsmkm.packages.content import Peer
 from hsmkm.packages.receive import Opened, Sender
 from hsmkm.packages.send import Package, Recipient
 from hsmkm.pki.certificates import parse_certificate
+from hsmkm.pki.slots import P256, SLOTS, Slot
 from hsmkm.store import certificates, key_sets, meters, packages, parties
 from hsmkm.store.holders import Holder
 from hsmkm.store.key_set import KeySetRef
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Transaction
 
-PACKAGE_SIGNING = "package-signing"
-KEY_AGREEMENT = "key-agreement"
+PACKAGE_SIGNING = tuple(one.name for one in SLOTS if one.profile == "package-signing")
+"""The slots of which a party signs packages and receipts, one on each curve."""
 
 
 class StoreRegistry:
@@ -29,7 +30,8 @@ class StoreRegistry:
 
     def sender(self, pinned: bytes) -> Sender | None:
         """Return the party whose package-signing certificate has this SHA-256, or None."""
-        party = parties.by_certificate(self._tx, PACKAGE_SIGNING, pinned)
+        found = (parties.by_certificate(self._tx, name, pinned) for name in PACKAGE_SIGNING)
+        party = next((one for one in found if one is not None), None)
         if party is None:
             return None
         return Sender(party.name, party.role, party.system_title or b"", party.flags)
@@ -48,21 +50,25 @@ class StoreRegistry:
         return meters.get(self._tx, system_title)
 
 
-def registered_recipient(tx: Transaction, name: str, chain: Sequence[x509.Certificate] = ()) -> Recipient:
+def registered_recipient(
+    tx: Transaction, name: str, chain: Sequence[x509.Certificate] = (), curve: str = P256
+) -> Recipient:
     """Return a registered party with its pinned key-agreement certificate; raise RefusedError where it has none."""
     party = parties.require(tx, name)
-    pinned = party.certificates.get(KEY_AGREEMENT)
+    slot = Slot("key-agreement", curve).name
+    pinned = party.certificates.get(slot)
     record = certificates.get(tx, pinned) if pinned else None
     if record is None:
-        raise RefusedError(f"no key-agreement certificate is registered for {name}", hint="hsmkm party add")
-    certificate = parse_certificate(record.der, f"the key-agreement certificate of {name}")
+        raise RefusedError(f"no {slot} certificate is registered for {name}", hint="hsmkm party add")
+    certificate = parse_certificate(record.der, f"the {slot} certificate of {name}")
     return Recipient(Peer(party.name, party.role, party.system_title or b""), certificate, tuple(chain))
 
 
-def pinned_signer(tx: Transaction, name: str) -> bytes:
-    """Return the SHA-256 of the package-signing certificate that a party's receipts must carry."""
-    pinned = parties.require(tx, name).certificates.get(PACKAGE_SIGNING)
-    if pinned is None:
+def pinned_signers(tx: Transaction, name: str) -> tuple[bytes, ...]:
+    """Return the SHA-256 of the package-signing certificates of which a party's receipts must carry one."""
+    party = parties.require(tx, name)
+    pinned = tuple(party.certificates[slot] for slot in PACKAGE_SIGNING if slot in party.certificates)
+    if not pinned:
         raise RefusedError(f"no package-signing certificate is registered for {name}", hint="hsmkm party add")
     return pinned
 

@@ -35,6 +35,7 @@ from hsmkm.packages.receipt import Receipt, open_receipt
 from hsmkm.packages.roles import role_reasons
 from hsmkm.packages.transport import wrap_package_key
 from hsmkm.pki.certificates import fingerprint, holder, public_key
+from hsmkm.pki.slots import SUITE_2
 from hsmkm.pki.trust import TrustStore
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
@@ -214,11 +215,14 @@ def _filled_all(
     return tuple(_filled(vault, package_key, purpose, one) for one in meters)
 
 
-def check_receipt(data: bytes, package: str, sha256: bytes, trust: TrustStore, pinned: bytes, now: datetime) -> Receipt:
-    """Check a receipt against the package it should be for and the recipient's pinned package-signing certificate.
+def check_receipt(
+    data: bytes, package: str, sha256: bytes, trust: TrustStore, pinned: Iterable[bytes], now: datetime
+) -> Receipt:
+    """Check a receipt against the package it should be for and the recipient's pinned package-signing certificates.
 
-    `sha256` is the digest of the package file and `pinned` that of the certificate. Raises InputError or IntegrityError
-    where it cannot be read or its signature fails, and RefusedError with every reason where it is not acceptable.
+    `sha256` is the digest of the package file and `pinned` those of the certificates. Raises InputError or
+    IntegrityError where it cannot be read or its signature fails, and RefusedError with every reason where it is not
+    acceptable.
     """
     receipt, signed = open_receipt(data)
     reasons: list[str] = []
@@ -227,7 +231,8 @@ def check_receipt(data: bytes, package: str, sha256: bytes, trust: TrustStore, p
     except RefusedError as error:
         reasons += error.reasons
     reasons += trust.stray(signed.signer, signed.chain)
-    if not hmac.compare_digest(fingerprint(signed.signer), pinned):
+    signer = fingerprint(signed.signer)
+    if not any(hmac.compare_digest(signer, one) for one in pinned):
         reasons.append("the receipt is not signed with the recipient's registered certificate")
     if receipt.package != package:
         reasons.append(f"the receipt is for package {receipt.package}")
@@ -240,8 +245,8 @@ def check_receipt(data: bytes, package: str, sha256: bytes, trust: TrustStore, p
 
 def suite_reasons(suites: Iterable[int], *keys: ec.EllipticCurvePublicKey) -> list[str]:
     """Say whether a key of suite 2 would travel under P-256, which protects less than it does."""
-    weak = any(key.curve.name != "secp384r1" for key in keys)
-    return ["meters of suite 2 need signing and key-agreement keys on P-384"] if weak and 2 in suites else []  # noqa: PLR2004 - the number of the suite is its name
+    weak = SUITE_2 in suites and any(key.curve.name != ec.SECP384R1.name for key in keys)
+    return ["meters of suite 2 need signing and key-agreement keys on P-384"] if weak else []
 
 
 def _filled(vault: Vault, package_key: KeyHandle, purpose: Purpose, one: Outgoing) -> MeterEntry:

@@ -29,9 +29,10 @@ from hsmkm.pki.certificates import (
     write_certificates,
 )
 from hsmkm.pki.lint import Linted
-from hsmkm.pki.profiles import profile
+from hsmkm.pki.profiles import may_certify
 from hsmkm.pki.requests import CheckedRequest, build_request, check_request
 from hsmkm.pki.revocation import MAX_CRL, Revocation, build_crl, is_signed_by, number, parse_crl
+from hsmkm.pki.slots import P384, SLOTS, Slot, curve_of, slot, slots_for
 from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.party import Party, utc_now
@@ -40,7 +41,6 @@ from hsmkm.store.certificates import CertificateRecord, Issuance, Source
 from hsmkm.store.store import Transaction
 from hsmkm.token.signer import TokenSigner
 
-PARTY_PROFILES = ("digital-signature", "package-signing", "key-agreement", "tls")
 AUTHORITY_PROFILES = ("root", "issuing", "package-issuing")
 MAX_REQUEST = 64 * 1024
 
@@ -113,16 +113,16 @@ def serial_octets(serial: int) -> bytes:
     return serial.to_bytes(20, "big")
 
 
-def own_path(party: Party, profile_name: str) -> Path:
-    """Name the file of an own certificate, the leaf first, then its chain."""
-    return party.home / "certificates" / f"{profile_name}.pem"
+def own_path(party: Party, name: str) -> Path:
+    """Name the file of an own certificate, the leaf first, then its chain, by its slot or authority."""
+    return party.home / "certificates" / f"{name}.pem"
 
 
-def own_chain(party: Party, profile_name: str) -> tuple[x509.Certificate, ...]:
-    """Read an own certificate with its chain; RefusedError where it is not installed."""
-    path = own_path(party, profile_name)
+def own_chain(party: Party, name: str) -> tuple[x509.Certificate, ...]:
+    """Read an own certificate with its chain, by its slot or authority; RefusedError where it is not installed."""
+    path = own_path(party, name)
     if not path.is_file():
-        raise RefusedError(f"{party.settings.party.name} has no {profile_name} certificate", hint="hsmkm pki install")
+        raise RefusedError(f"{party.settings.party.name} has no {name} certificate", hint="hsmkm pki install")
     return read_certificates(path)
 
 
@@ -149,39 +149,52 @@ def keep(tx: Transaction, certificate: CertificateRecord) -> None:
 
 
 def issue(party: Party, folder: Path, out: Path) -> list[Made]:
-    """Issue a certificate for every request `PROFILE.csr` of a folder, or none if one is wrong.
+    """Issue a certificate for every request `PROFILE.csr` or `PROFILE-p384.csr` of a folder, or none if one is wrong.
 
     InputError names every fault of every request.
     """
-    checked: list[CheckedRequest] = []
+    checked: list[tuple[Slot, CheckedRequest]] = []
     faults: list[Fault] = []
     for path in _request_files(folder):
         try:
-            checked.append(check_request(path.read_bytes()[: MAX_REQUEST + 1], path.stem, source=str(path)))
+            one = slot(path.stem)
+            request = check_request(path.read_bytes()[: MAX_REQUEST + 1], one.profile, source=str(path))
+            faults += [Fault(str(path), 0, 0, text) for text in _issue_reasons(party, one, request)]
+            checked.append((one, request))
         except InputError as error:
             faults += error.faults or (Fault(str(path), 0, 0, error.message),)
     if faults:
         raise InputError(f"{len(faults)} fault(s) in the requests of {folder}", faults, "nothing was issued")
-    return [_issue_one(party, request, out) for request in checked]
+    return [_issue_one(party, one, request, out) for one, request in checked]
+
+
+def _issue_reasons(party: Party, one: Slot, request: CheckedRequest) -> Iterator[str]:
+    """Say why this authority cannot certify the key of a request for a slot."""
+    curve = curve_of(request.public_key)
+    if one.curve == P384 and curve != P384:
+        yield f"the key is on {curve}, and {one.name} is on {P384}"
+    issuer = own_chain(party, request.profile.issuer)[0]
+    if not may_certify(public_key(issuer).curve, request.public_key.curve):
+        yield f"the key is on {curve}, and {common_name(issuer.subject)!r} on P-256 certifies none there"
 
 
 def _request_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.csr")) if folder.is_dir() else []
     if not found:
         raise InputError(
-            f"no requests in {folder}", hint="requests are files called PROFILE.csr, see hsmkm pki request"
+            f"no requests in {folder}", hint="they are called PROFILE.csr or PROFILE-p384.csr, see hsmkm pki request"
         )
     return found
 
 
-def _issue_one(party: Party, request: CheckedRequest, out: Path) -> Made:
+def _issue_one(party: Party, one: Slot, request: CheckedRequest, out: Path) -> Made:
     issuer = open_authority(party, request.profile.issuer)
     made = issuer.issue(request, utc_now())
     with party.store.begin("pki-issued", request.subject, {"profile": request.profile.name}) as tx:
         certificates.complete_issued(tx, entry(made, request.profile.name, request.subject, Source.ISSUED))
-    path = out / f"{request.profile.name}.pem"
+    path = out / f"{one.name}.pem"
     write_certificates(path, [made, *own_chain(party, request.profile.issuer)])
-    return Made(request.profile.name, request.subject, path, f"{made.serial_number:X}")
+    return Made(one.name, request.subject, path, f"{made.serial_number:X}")
 
 
 def revoke(party: Party, path: Path, reason: str) -> Made:
@@ -230,93 +243,106 @@ def _publish_crl(party: Party, profile_name: str, out: Path, days: int) -> Made:
 
 
 def request(party: Party, names: tuple[str, ...], out: Path) -> list[Made]:
-    """Write a request for each certificate of a party, signed by its key; makes the TLS key if there is none."""
-    title = party.settings.party.system_title
+    """Write a request for each certificate of a party, signed by its key; makes the TLS key if there is none.
+
+    There is none on P-384 until `hsmkm token init` made keys there.
+    """
+    title, name = party.settings.party.system_title, party.settings.party.name
     made = []
-    for profile_name in PARTY_PROFILES:
-        subject = (
-            title if profile(profile_name).subject == "title" or profile_name == "tls" else party.settings.party.name
-        )
-        path = out / f"{profile_name}.csr"
-        replace_file(path, _request(party, profile_name, subject, names))
-        made.append(Made(profile_name, subject, path))
-    with party.store.begin("pki-request", title, {"profiles": list(PARTY_PROFILES)}):
+    for one in _requested(party):
+        subject = name if one.profile == "package-signing" else title
+        path = out / f"{one.name}.csr"
+        replace_file(path, _request(party, one, subject, names))
+        made.append(Made(one.name, subject, path))
+    with party.store.begin("pki-request", title, {"profiles": [item.profile for item in made]}):
         return made
 
 
-def _request(party: Party, profile_name: str, subject: str, names: tuple[str, ...]) -> bytes:
-    if profile_name == "key-agreement":
-        return _agreement_request(party, subject)
+def _requested(party: Party) -> list[Slot]:
+    """List the slots that the settings name and the token is made for: a home from before suite 2 has none on P-384."""
+    wanted = slots_for(party.settings.party.suites)
+    return [one for one in wanted if one.curve != P384 or party.vault.has_ec_key(Slot("package-signing", P384).name)]
+
+
+def _request(party: Party, one: Slot, subject: str, names: tuple[str, ...]) -> bytes:
+    if one.profile == "key-agreement":
+        return _agreement_request(party, one, subject)
     signer: ec.EllipticCurvePrivateKey
-    if profile_name == "tls":
+    if one.profile == "tls":
         path = party.home / "tls" / "key.pem"
         signer = load_tls_key(path) if path.exists() else create_tls_key(path)
-        return _pem(build_request(signer, profile_name, subject, names))
-    return _pem(build_request(TokenSigner(party.vault, profile_name), profile_name, subject))
+        return _pem(build_request(signer, one.profile, subject, names))
+    return _pem(build_request(TokenSigner(party.vault, one.name), one.profile, subject))
 
 
 def _pem(built: x509.CertificateSigningRequest) -> bytes:
     return built.public_bytes(Encoding.PEM)
 
 
-def _agreement_request(party: Party, subject: str) -> bytes:
+def _agreement_request(party: Party, one: Slot, subject: str) -> bytes:
     """Give the request that the key-agreement key signed at its birth, or make the key now; it never signs again."""
-    kept = party.home / "certificates" / "key-agreement.csr"
-    if not party.vault.has_ec_key("key-agreement"):
-        curve = {"secp256r1": "P-256", "secp384r1": "P-384"}[party.vault.public_key("package-signing").curve.name]
+    kept = party.home / "certificates" / f"{one.name}.csr"
+    if not party.vault.has_ec_key(one.name):
 
         def at_birth(signer: ec.EllipticCurvePrivateKey) -> None:
-            replace_file(kept, _pem(build_request(signer, "key-agreement", subject)))
+            replace_file(kept, _pem(build_request(signer, one.profile, subject)))
 
-        party.vault.create_agreement_key("key-agreement", curve, at_birth)
+        party.vault.create_agreement_key(one.name, one.curve, at_birth)
     return kept.read_bytes()
 
 
-def _own_public_key(party: Party, profile_name: str) -> ec.EllipticCurvePublicKey:
-    if profile_name == "tls":
+def _own_public_key(party: Party, one: Slot) -> ec.EllipticCurvePublicKey:
+    if one.profile == "tls":
         return load_tls_key(party.home / "tls" / "key.pem").public_key()
-    return party.vault.public_key(profile_name)
+    return party.vault.public_key(one.name)
 
 
 def install(party: Party, folder: Path) -> list[Made]:
-    """Install the party's own certificates from a folder of `PROFILE.pem`, each with its chain.
+    """Install the party's own certificates from a folder of `PROFILE.pem` and `PROFILE-p384.pem`, each with its chain.
 
     RefusedError names every one that is not of its key, not of its profile, or not under a placed anchor.
     """
     trust = trust_of(party)
-    found: list[tuple[str, x509.Certificate, list[x509.Certificate]]] = []
+    found: list[tuple[Slot, x509.Certificate, list[x509.Certificate]]] = []
     reasons: list[str] = []
-    for profile_name in PARTY_PROFILES:
-        path = folder / f"{profile_name}.pem"
+    for one in SLOTS:
+        path = folder / f"{one.name}.pem"
         if not path.is_file():
             continue
         leaf, *chain = read_certificates(path)
-        found.append((profile_name, leaf, chain))
-        reasons += _install_reasons(party, trust, profile_name, leaf, chain)
+        found.append((one, leaf, chain))
+        reasons += _install_reasons(party, trust, one, leaf, chain)
     if not found:
         raise InputError(
-            f"no certificates in {folder}", hint="files are called PROFILE.pem, as hsmkm pki issue writes them"
+            f"no certificates in {folder}",
+            hint="files are called as hsmkm pki issue writes them, PROFILE.pem or PROFILE-p384.pem",
         )
     if reasons:
         raise RefusedError("the certificates are not installed", reasons, hint="nothing was changed")
     name = party.settings.party.name
-    with party.store.begin("pki-install", name, {"profiles": [item[0] for item in found]}) as tx:
-        for profile_name, leaf, _ in found:
-            keep(tx, entry(leaf, profile_name, name, Source.OWN))
-    for profile_name, leaf, chain in found:
-        write_certificates(own_path(party, profile_name), [leaf, *chain])
-    return [Made(item[0], common_name(item[1].subject) or "", own_path(party, item[0])) for item in found]
+    with party.store.begin("pki-install", name, {"profiles": [item[0].name for item in found]}) as tx:
+        for one, leaf, _ in found:
+            keep(tx, entry(leaf, one.profile, name, Source.OWN))
+    for one, leaf, chain in found:
+        write_certificates(own_path(party, one.name), [leaf, *chain])
+    return [Made(one.name, common_name(leaf.subject) or "", own_path(party, one.name)) for one, leaf, _ in found]
 
 
 def _install_reasons(
-    party: Party, trust: TrustStore, profile_name: str, leaf: x509.Certificate, chain: list[x509.Certificate]
+    party: Party, trust: TrustStore, one: Slot, leaf: x509.Certificate, chain: list[x509.Certificate]
 ) -> Iterator[str]:
-    if public_key(leaf) != _own_public_key(party, profile_name):
-        yield f"{profile_name}: the certificate is not of this party's key"
+    if public_key(leaf) != _own_public_key(party, one):
+        yield f"{one.name}: the certificate is not of this party's key"
     try:
-        trust.check(leaf, chain, profile_name, utc_now())
+        trust.check(leaf, chain, one.profile, utc_now())
     except RefusedError as error:
-        yield from (f"{profile_name}: {reason}" for reason in error.reasons or (error.message,))
+        yield from (f"{one.name}: {reason}" for reason in error.reasons or (error.message,))
+
+
+def curve_reasons(one: Slot, leaf: x509.Certificate) -> Iterator[str]:
+    """Say where a certificate lies on another curve than its slot; a TLS key may lie on either."""
+    if one.profile != "tls" and curve_of(public_key(leaf)) != one.curve:
+        yield f"the key is not on {one.curve}"
 
 
 def place_anchor(party: Party, path: Path) -> Made:

@@ -19,7 +19,7 @@ from pathlib import Path
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.content import PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
-from hsmkm.packages.registry import holders_of, pinned_signer, registered_recipient
+from hsmkm.packages.registry import holders_of, pinned_signers, registered_recipient
 from hsmkm.packages.send import (
     Outgoing,
     Package,
@@ -31,6 +31,7 @@ from hsmkm.packages.send import (
     outgoing,
 )
 from hsmkm.pki.certificates import sync_folder
+from hsmkm.pki.slots import P256, Slot, curve_for
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import holders, key_sets, meters, models, packages, renewals
@@ -57,18 +58,19 @@ class Sent:
     meters: int
 
 
-def signatory(party: Party) -> Signatory:
-    """Take this party's package-signing key and certificate."""
-    leaf, *chain = own_chain(party, "package-signing")
+def signatory(party: Party, curve: str = P256) -> Signatory:
+    """Take this party's package-signing key on a curve, and its certificate."""
+    slot = Slot("package-signing", curve).name
+    leaf, *chain = own_chain(party, slot)
     settings = party.settings.party
-    signer = TokenSigner(party.vault, "package-signing")
+    signer = TokenSigner(party.vault, slot)
     return Signatory(settings.role, bytes.fromhex(settings.system_title), signer, leaf, tuple(chain))
 
 
-def recipient(party: Party, name: str) -> Recipient:
+def recipient(party: Party, name: str, curve: str = P256) -> Recipient:
     """Take a registered party with its pinned key-agreement certificate; RefusedError where either is missing."""
     with party.store.read() as tx:
-        return registered_recipient(tx, name)
+        return registered_recipient(tx, name, curve=curve)
 
 
 def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient) -> PackageHeader:
@@ -80,9 +82,13 @@ def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient)
 
 
 def send(party: Party, purpose: Purpose, to: str, content: Sequence[Outgoing]) -> Sent:
-    """Build a package for a registered party, record it and write it to HOME/packages."""
+    """Build a package for a registered party, record it and write it to HOME/packages.
+
+    One meter of suite 2 in it takes the keys of both parties on P-384; all else goes on P-256.
+    """
+    curve = curve_for(item.entry.suite for item in content)
     with outbox(party):
-        sender, receiver = signatory(party), recipient(party, to)
+        sender, receiver = signatory(party, curve), recipient(party, to, curve)
         header = header_for(party, purpose, sender, receiver)
         package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
         return record(party, package, lambda _tx: None)
@@ -235,7 +241,7 @@ def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[Packa
         package = packages.get(tx, named)
         if package is None or package.direction is not Direction.SENT or expected not in ("", named):
             raise RefusedError(f"the receipt is for package {named}, which was not sent from here")
-        pinned = pinned_signer(tx, package.peer)
+        pinned = pinned_signers(tx, package.peer)
     receipt = check_receipt(data, package.id, package.sha256, trust_of(party), pinned, utc_now())
     if package.receipt == data:
         return package, True

@@ -17,6 +17,7 @@ from hsmkm.config import load_model
 from hsmkm.errors import Fault, InputError, IntegrityError
 from hsmkm.packages.content import MAX_METERS, MeterEntry, Purpose, WrappedKey, under
 from hsmkm.packages.send import seal_package
+from hsmkm.pki.slots import curve_for
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.deliver import Sent, header_for, outbox, recipient, record, signatory
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
@@ -100,7 +101,9 @@ def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[Orde
 
 
 def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter], line: str) -> Sent:
-    sender, receiver = signatory(party), recipient(party, line)
+    suites = {item.suite for item in chunk}
+    curve = curve_for(suites)
+    sender, receiver = signatory(party, curve), recipient(party, line, curve)
     header = header_for(party, Purpose.INJECTION, sender, receiver)
     order_id = order.digest.hex()
     born: list[_Born] = []
@@ -110,7 +113,6 @@ def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[Order
         _refuse_twins(born)
         return tuple(item.entry for item in born)
 
-    suites = {item.suite for item in chunk}
     package = seal_package(party.vault, trust_of(party), sender, receiver, header, suites, fill)
 
     def also(tx: Transaction) -> None:

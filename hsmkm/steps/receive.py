@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsmkm.errors import InputError, RefusedError
+from hsmkm.packages.container import open_container
 from hsmkm.packages.content import Peer, Purpose
 from hsmkm.packages.receipt import receipt_for, sign_receipt
 from hsmkm.packages.receive import (
+    AgreementKey,
     Opened,
     PackageRefusedError,
     Received,
@@ -21,8 +23,10 @@ from hsmkm.packages.receive import (
     open_package,
 )
 from hsmkm.packages.registry import StoreRegistry, store_opened
-from hsmkm.pki.certificates import replace_file
-from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.packages.send import Signatory
+from hsmkm.pki.certificates import public_key, replace_file
+from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
+from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import key_sets, key_states, meters, packages
@@ -100,7 +104,7 @@ def receive_or_refuse(party: Party, data: bytes) -> bytes:
         if not error.package:
             raise
         package, reasons = error.package, error.reasons
-    sender, now = signatory(party), utc_now()
+    sender, now = _answering(party, data), utc_now()
     receipt = receipt_for(package, data, reasons, now)
     with party.store.begin("package-refuse", receipt.package, {"reasons": list(receipt.reasons)}):
         pass
@@ -110,7 +114,17 @@ def receive_or_refuse(party: Party, data: bytes) -> bytes:
 def _receiver(party: Party) -> Receiver:
     settings = party.settings.party
     peer = Peer(settings.name, settings.role, bytes.fromhex(settings.system_title))
-    return Receiver(peer, own_chain(party, "key-agreement")[0], trust_of(party))
+    labels = [one.name for one in SLOTS if one.profile == "key-agreement"]
+    own = tuple(AgreementKey(label, own_chain(party, label)[0]) for label in labels if own_path(party, label).is_file())
+    if not own:
+        raise RefusedError(f"{settings.name} has no key-agreement certificate", hint="hsmkm pki install")
+    return Receiver(peer, own, trust_of(party))
+
+
+def _answering(party: Party, data: bytes) -> Signatory:
+    """Take the package-signing key on the curve on which a package is signed; where we have none there, on P-256."""
+    curve = curve_of(public_key(open_container(data).signer))
+    return signatory(party, curve if own_path(party, Slot("package-signing", curve).name).is_file() else P256)
 
 
 def _take(party: Party, opened: Opened) -> PackageRecord:
@@ -161,7 +175,7 @@ def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:
     """Give the kept receipt, or sign it now that the package is durable."""
     receipt = record.receipt
     if receipt is None:
-        sender, now = signatory(party), utc_now()
+        sender, now = _answering(party, data), utc_now()
         made = receipt_for(record.id, data, (), now)
         receipt = sign_receipt(made, sender.signer, sender.certificate, sender.chain, now)
         with party.store.begin("package-receipted", record.peer, {"id": record.id}) as tx:

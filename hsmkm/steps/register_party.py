@@ -10,7 +10,8 @@ from cryptography import x509
 from hsmkm.config import FLAG_ID, SYSTEM_TITLE
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.certificates import common_name, fingerprint, read_certificates
-from hsmkm.steps.certify import PARTY_PROFILES, entry, keep, trust_of
+from hsmkm.pki.slots import SLOTS, slot
+from hsmkm.steps.certify import curve_reasons, entry, keep, trust_of
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import parties
 from hsmkm.store.certificates import Source
@@ -19,7 +20,7 @@ from hsmkm.store.parties import Party as PartyRow
 
 @dataclass(frozen=True, slots=True)
 class PartyPlan:
-    """A party to be registered; `folder` holds its certificates as PROFILE.pem, the leaf first."""
+    """A party to be registered; `folder` holds its certificates as PROFILE.pem or PROFILE-p384.pem, the leaf first."""
 
     name: str
     role: str
@@ -36,7 +37,9 @@ def register_party(party: Party, plan: PartyPlan) -> PartyRow:
     if wrong:
         raise InputError(f"{wrong[0]!r} is not a FLAG id", hint="three capital letters")
     leaves = _leaves(party, plan)
-    titles = {common_name(leaf.subject) or "" for name, leaf in leaves.items() if name != "package-signing"}
+    titles = {
+        common_name(leaf.subject) or "" for name, leaf in leaves.items() if slot(name).profile != "package-signing"
+    }
     titles = {title for title in titles if SYSTEM_TITLE.fullmatch(title)}
     if len(titles) > 1:
         raise RefusedError(f"the certificates of {plan.name} name several system titles", sorted(titles))
@@ -55,7 +58,7 @@ def register_party(party: Party, plan: PartyPlan) -> PartyRow:
     )
     with party.store.begin("party-add", plan.name, {"role": plan.role, "flags": list(plan.flags)}) as tx:
         for name, leaf in leaves.items():
-            keep(tx, entry(leaf, name, plan.name, Source.PARTY))
+            keep(tx, entry(leaf, slot(name).profile, plan.name, Source.PARTY))
         if plan.replace:
             parties.update(tx, row)
         else:
@@ -67,16 +70,17 @@ def _leaves(party: Party, plan: PartyPlan) -> dict[str, x509.Certificate]:
     trust = trust_of(party)
     found: dict[str, x509.Certificate] = {}
     reasons: list[str] = []
-    for name in PARTY_PROFILES:
-        path = plan.folder / f"{name}.pem"
+    for one in SLOTS:
+        path = plan.folder / f"{one.name}.pem"
         if not path.is_file():
             continue
         leaf, *chain = read_certificates(path)
-        found[name] = leaf
+        found[one.name] = leaf
         try:
-            trust.check(leaf, chain, name, utc_now())
+            trust.check(leaf, chain, one.profile, utc_now())
         except RefusedError as error:
             reasons += [f"{path.name}: {reason}" for reason in error.reasons]
+        reasons += [f"{path.name}: {reason}" for reason in curve_reasons(one, leaf)]
     if not found:
         raise InputError(f"no certificates in {plan.folder}", hint="files are called PROFILE.pem")
     if reasons:

@@ -11,13 +11,14 @@ from pathlib import Path
 from hsmkm.config import SETTINGS_FILE, Settings, load_settings
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.certificates import replace_file
+from hsmkm.pki.slots import slots_for
 from hsmkm.steps.party import token_settings
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, examine
 from hsmkm.token.session import init_token, open_session
 from hsmkm.token.vault import Vault
 
-SIGNING_KEYS = ("digital-signature", "package-signing")
+SIGNING_PROFILES = ("digital-signature", "package-signing")
 _TEMPLATE = """\
 # One party's deployment. Every setting can also be given as HSMKM_<SECTION>_<KEY> in the environment.
 
@@ -26,6 +27,7 @@ name = "{name}"
 role = "{role}"
 system_title = "{system_title}"
 flags = [{flags}]
+suites = [0, 1, 2]            # security suites of its meters; 2 takes keys on P-384 beside those on P-256
 
 [token]
 profile = "softhsm2"
@@ -106,15 +108,16 @@ def make_token(settings: Settings, actor: str) -> TokenMade:
         uri = init_token(token_settings(settings), settings.party.name)
         set_in_file(settings.home / SETTINGS_FILE, "token", "uri", uri)
         settings = load_settings(settings.home)
-    labels = () if settings.party.role == "authority" else SIGNING_KEYS
+    signing = () if settings.party.role == "authority" else slots_for(settings.party.suites)
+    curves = {one.name: one.curve for one in signing if one.profile in SIGNING_PROFILES}
     with open_session(token_settings(settings)) as session:
         vault = Vault(session)
         vault.create_keys()
-        for label in labels:
+        for label, curve in curves.items():
             if not vault.has_ec_key(label):
-                vault.create_ec_key(label)
+                vault.create_ec_key(label, curve)
         Store.create(settings.store_url)
-        made = TokenMade(settings.token.uri, ("storage:1", "gak-storage:1", "integrity:1", *labels))
+        made = TokenMade(settings.token.uri, ("storage:1", "gak-storage:1", "integrity:1", *curves))
         with (
             Store.open(settings.store_url, vault, actor) as store,
             store.begin("token-init", settings.party.name, {"uri": made.uri, "keys": list(made.keys)}),

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.packages.content import Peer, Purpose
-from hsmkm.packages.receive import Opened, Receiver, Sender, open_package
+from hsmkm.packages.receive import AgreementKey, Opened, Receiver, Sender, open_package
 from hsmkm.packages.send import Outgoing, Package, Recipient, Signatory, build_package, new_header, outgoing
 from hsmkm.pki.authority import Authority, create_issuing, create_root
 from hsmkm.pki.certificates import fingerprint
@@ -162,7 +162,7 @@ def world(vault: Vault, pki: Pki) -> World:
     agreement = pki.agreement(UTILITY.system_title, vault.public_key("key-agreement"))
     sender = Signatory("factory", b"", signer, signing, (pki.package_issuing.certificate,))
     known = Known(senders={fingerprint(signing): Sender("factory", "factory", b"", ("MMM",))})
-    receiver = Receiver(UTILITY, agreement, pki.trust())
+    receiver = Receiver(UTILITY, (AgreementKey("key-agreement", agreement),), pki.trust())
     return World(vault, pki, sender, Recipient(UTILITY, agreement, (pki.issuing.certificate,)), receiver, known)
 
 

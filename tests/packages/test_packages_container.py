@@ -193,7 +193,7 @@ def receipt_of(sender: Signatory, now: datetime, *reasons: str, package: bytes =
 def accepted(data: bytes, sender: Signatory, pki: Pki, now: datetime, package: bytes = b"package") -> bool:
     pinned = fingerprint(sender.certificate)
     digest = hashlib.sha256(package).digest()
-    return check_receipt(data, PACKAGE, digest, pki.trust(), pinned, now).accepted
+    return check_receipt(data, PACKAGE, digest, pki.trust(), (pinned,), now).accepted
 
 
 def test_openssl_accepts_a_receipt_and_refuses_an_altered_one(

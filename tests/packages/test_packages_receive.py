@@ -12,7 +12,7 @@ from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.packages.container import sign_content
 from hsmkm.packages.content import PackageContent, Peer, Purpose
 from hsmkm.packages.receive import Opened, PackageRefusedError, Sender, inspect_package, open_package
-from hsmkm.packages.registry import StoreRegistry, holders_of, pinned_signer, registered_recipient, store_opened
+from hsmkm.packages.registry import StoreRegistry, holders_of, pinned_signers, registered_recipient, store_opened
 from hsmkm.packages.send import Outgoing, Package, Recipient, build_package, new_header, outgoing
 from hsmkm.pki.certificates import fingerprint
 from hsmkm.store import certificates, key_sets, meters, parties
@@ -230,7 +230,7 @@ def test_a_package_goes_into_a_store_whole_and_once(world: World, tmp_path: Path
             assert sent[1].key_set is not None
             assert newest.keys == sent[1].key_set.keys
             assert meters.require(tx, world.meter(3).system_title).serial == "S3"
-            assert pinned_signer(tx, "factory") == pinned["package-signing"]
+            assert pinned_signers(tx, "factory") == (pinned["package-signing"],)
             with pytest.raises(PackageRefusedError, match="is refused") as raised:
                 world_open(world, tx_registry=StoreRegistry(tx), data=package.data)
     assert "the sequence 1 does not rise: 1 was taken before" in raised.value.reasons
@@ -270,7 +270,7 @@ def test_a_registered_recipient_has_its_pinned_certificate(world: World, tmp_pat
         with pytest.raises(RefusedError, match="no key-agreement certificate"):
             registered_recipient(tx, "other")
         with pytest.raises(RefusedError, match="no package-signing certificate"):
-            pinned_signer(tx, "other")
+            pinned_signers(tx, "other")
 
 
 def test_holders_are_told_for_each_key(world: World) -> None:

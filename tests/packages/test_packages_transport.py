@@ -141,7 +141,7 @@ def test_the_package_key_reaches_the_recipient_in_the_token(world: World, curve:
         world.vault.create_ec_key("key-agreement-384", curve, "derive")
     label = "key-agreement" if curve == "P-256" else "key-agreement-384"
     key = world.vault.public_key(label)
-    certificate = world.receiver.certificate if curve == "P-256" else certified(key, world.receiver.certificate)
+    certificate = world.recipient.certificate if curve == "P-256" else certified(key, world.recipient.certificate)
     meter_key = world.vault.import_key(KeyRole.GUEK, 0, bytearray(token_bytes(16)))
     sealed = world.vault.seal(meter_key)
     with world.vault.generate_package_key() as package_key:
@@ -169,19 +169,19 @@ def test_the_shared_info_is_that_of_rfc_5753() -> None:
 @pytest.fixture
 def info(world: World) -> bytes:
     with world.vault.generate_package_key() as package_key:
-        return wrap_package_key(world.vault, package_key, world.receiver.certificate, UKM)
+        return wrap_package_key(world.vault, package_key, world.recipient.certificate, UKM)
 
 
 def test_another_header_does_not_open(world: World, info: bytes) -> None:
     with pytest.raises(RefusedError) as raised:
-        open_package_key(world.vault, "key-agreement", world.receiver.certificate, info, bytes(32))
+        open_package_key(world.vault, "key-agreement", world.recipient.certificate, info, bytes(32))
     assert raised.value.reasons == ("the package key is bound to another header",)
 
 
 def test_a_header_exchanged_on_both_sides_still_does_not_open(world: World, info: bytes) -> None:
     forged = replace(parse_recipient_info(info), ukm=bytes(32)).encode()
     with pytest.raises(IntegrityError):
-        open_package_key(world.vault, "key-agreement", world.receiver.certificate, forged, bytes(32))
+        open_package_key(world.vault, "key-agreement", world.recipient.certificate, forged, bytes(32))
 
 
 def test_another_certificate_of_ours_does_not_open(world: World, info: bytes) -> None:
@@ -194,7 +194,7 @@ def test_a_point_off_the_curve_is_refused_before_the_token_sees_it(world: World,
     parsed = parse_recipient_info(info)
     forged = replace(parsed, point=b"\4" + bytes(63) + b"\1").encode()
     with pytest.raises(RefusedError) as raised:
-        open_package_key(world.vault, "key-agreement", world.receiver.certificate, forged, UKM)
+        open_package_key(world.vault, "key-agreement", world.recipient.certificate, forged, UKM)
     assert raised.value.reasons == ("the sender's ephemeral key is no point of the curve",)
 
 
@@ -202,7 +202,7 @@ def test_an_altered_package_key_does_not_unwrap(world: World, info: bytes) -> No
     parsed = parse_recipient_info(info)
     forged = replace(parsed, wrapped=parsed.wrapped[:-1] + bytes([parsed.wrapped[-1] ^ 1])).encode()
     with pytest.raises(IntegrityError):
-        open_package_key(world.vault, "key-agreement", world.receiver.certificate, forged, UKM)
+        open_package_key(world.vault, "key-agreement", world.recipient.certificate, forged, UKM)
 
 
 def test_there_is_one_form_of_a_recipient_info(info: bytes) -> None:
