@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hsmkm.errors import Fault, InputError
+from hsmkm.meter_model import FLAG_ID, MeterModel
 
 SETTINGS_FILE = "hsmkm.toml"
 ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
 CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
-EFFECTIVE = ("unknown", "now", "after-response", "release")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
-FLAG_ID = re.compile(r"[A-Z]{3}")
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -193,91 +192,6 @@ class Settings:
         return self.store.url
 
 
-@dataclass(frozen=True, slots=True)
-class MeterAddressing:
-    """Service access points (wrapper ports) of the logical device and of the two clients."""
-
-    server_sap: int = 1
-    client_sap: int = 1
-    public_client_sap: int = 16
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticationModel:
-    """The authentication mechanism (HLS 5 is GMAC) and how many failed associations the meter bears in a row."""
-
-    mechanism: int = 5
-    failed_limit: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class SecuritySetupModel:
-    """Which Security Setup object (class 64) holds the keys, and its version."""
-
-    logical_name: str = "0.0.43.0.0.255"
-    version: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class CounterModel:
-    """Where the public client reads the invocation counter, and whether a new GUEK restarts it."""
-
-    logical_name: str = "0.0.43.1.0.255"
-    reset_on_key_change: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KeyTransferModel:
-    """How key_transfer is done: one array or key by key, in which order, when it takes effect, master changeable."""
-
-    array: bool = True
-    order: tuple[str, ...] = ("guek", "gak", "gbek")
-    effective: str = "unknown"
-    master_changeable: bool = True
-
-    def faults(self) -> list[tuple[str, str]]:
-        """Name every (key, fault) of the section."""
-        found = []
-        if sorted(self.order) != ["gak", "gbek", "guek"]:
-            found.append(("order", 'must name "guek", "gak" and "gbek" once each'))
-        if self.effective not in EFFECTIVE:
-            found.append(("effective", f"unknown value {self.effective!r}: use one of {', '.join(EFFECTIVE)}"))
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class KeyAgreementModel:
-    """The KDF's AlgorithmID prefix (hex; the last octet follows the key) and whether a lost answer has a way back."""
-
-    algorithm_id: str = "608574050803"
-    way_back: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MeterModel:
-    """What must be known of a meter model to key its meters, from `models/NAME.toml`."""
-
-    name: str
-    flags: tuple[str, ...]
-    suites: tuple[int, ...] = (0,)
-    addressing: MeterAddressing = field(default_factory=MeterAddressing)
-    authentication: AuthenticationModel = field(default_factory=AuthenticationModel)
-    security_setup: SecuritySetupModel = field(default_factory=SecuritySetupModel)
-    counter: CounterModel = field(default_factory=CounterModel)
-    key_transfer: KeyTransferModel = field(default_factory=KeyTransferModel)
-    key_agreement: KeyAgreementModel = field(default_factory=KeyAgreementModel)
-
-    def faults(self) -> list[tuple[str, str]]:
-        """Name every (key, fault) of the top level."""
-        found = [
-            ("flags", f"{flag!r} is not a FLAG id of three capital letters")
-            for flag in self.flags
-            if not FLAG_ID.fullmatch(flag)
-        ]
-        found += [("suites", f"unknown security suite {suite}") for suite in self.suites if suite not in (0, 1, 2)]
-        return found
-
-
 class _Reader:
     """Reads one TOML text into dataclasses and collects its faults with their lines."""
 
@@ -337,7 +251,9 @@ class _Reader:
         """Read one field: a nested section, the environment's value, the file's, or the default."""
         if is_dataclass(kind):
             name = f"{section}.{item.name}" if section else item.name
-            values[item.name] = self.section(kind, name, table.get(item.name, {}), {})
+            inner: object = self.section(kind, name, table.get(item.name, {}), {})
+            if inner is not None:
+                values[item.name] = inner
             return
         variable = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
         if section and variable in self.environment:
@@ -359,7 +275,8 @@ class _Reader:
         """Give what was made, or raise every fault at once."""
         for section, check in self.checks:
             for key, text in check():
-                self.fault(section, key, text)
+                inner, _, last = key.rpartition(".")
+                self.fault(section or inner, last, text)
         if self.found or made is None:
             raise InputError(
                 f"{self.source} has {len(self.found)} fault(s)", sorted(self.found), "correct the lines named above"
@@ -374,6 +291,7 @@ def _is_required(item: Field[Any]) -> bool:
 _KIND_NAMES: dict[object, str] = {
     str: "a string",
     int: "a whole number",
+    int | None: "a whole number",
     bool: "true or false",
     tuple[str, ...]: "a list of strings",
     tuple[int, ...]: "a list of whole numbers",
@@ -385,7 +303,7 @@ def _convert(raw: object, kind: object) -> object | None:
         return raw
     if kind is bool and isinstance(raw, bool):
         return raw
-    if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
+    if kind in (int, int | None) and isinstance(raw, int) and not isinstance(raw, bool):
         return raw
     if kind in (tuple[str, ...], tuple[int, ...]) and isinstance(raw, Sequence) and not isinstance(raw, str):
         member = str if kind == tuple[str, ...] else int

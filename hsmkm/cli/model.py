@@ -39,7 +39,8 @@ def show_model(name: Name) -> None:
         {"setting": "flags", "value": " ".join(model.flags)},
         {"setting": "suites", "value": " ".join(map(str, model.suites))},
     ]
-    for section in (model.addressing, model.authentication, model.security_setup, model.counter, model.key_transfer):
+    protection = (model.authentication, model.security_setup, model.protection)
+    for section in (model.addressing, *protection, model.counter, model.key_transfer):
         rows += [
             {"setting": f"{type(section).__name__}.{key}", "value": getattr(section, key)}
             for key in type(section).__dataclass_fields__
@@ -50,7 +51,7 @@ def show_model(name: Name) -> None:
 @app.command()
 def import_keys(
     name: Name,
-    keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, `gak`, `master`, `gbek`; mode 0600.")],
+    keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, gak, master, gbek, lls, hls; mode 0600.")],
     suite: Annotated[int, typer.Option(min=0, max=2, help="Security suite of the keys.")] = 0,
 ) -> None:
     """Import the keys that a model's meters come with; they are sealed under the storage key at once."""

@@ -16,7 +16,8 @@ from hsmkm.steps.renew import GLOBAL_KEYS, Outcome, failing
 from hsmkm.steps.renew import renew as renew_meters
 from hsmkm.steps.resolve import resolve as resolve_meter
 from hsmkm.steps.resolve import unfinished
-from hsmkm.token.types import KeyRole
+from hsmkm.store.key_set import ROLE_NAMES
+from hsmkm.token.types import MeterRole
 
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
 
@@ -24,7 +25,7 @@ Meters = Annotated[list[str] | None, typer.Argument(help="System titles or seria
 def renew(
     meters: Meters = None,
     file: Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")] = None,
-    keys: Annotated[str, typer.Option(help="guek, gak, gbek, master, with commas between.")] = ",".join(GLOBAL_KEYS),
+    keys: Annotated[str, typer.Option(help="guek, gak, gbek, master, lls, hls, with commas.")] = ",".join(GLOBAL_KEYS),
     *,
     prove_refusal: Annotated[
         bool, typer.Option("--prove-refusal", help="Also show that the meter refuses the old keys.")
@@ -54,7 +55,7 @@ def resolve(
     show_outcomes(outcomes)
 
 
-def _renew(party: Party, names: list[str], roles: tuple[KeyRole, ...], prove: bool) -> list[Outcome]:
+def _renew(party: Party, names: list[str], roles: tuple[MeterRole, ...], prove: bool) -> list[Outcome]:
     return renew_meters(party, names, roles, prove_refusal=prove)
 
 
@@ -66,11 +67,12 @@ def _resolve(party: Party, names: list[str], go_on: bool) -> list[Outcome]:
     return outcomes
 
 
-def _roles(text: str) -> tuple[KeyRole, ...]:
+def _roles(text: str) -> tuple[MeterRole, ...]:
     try:
-        return tuple(dict.fromkeys(KeyRole(part.strip()) for part in text.split(",")))
-    except ValueError as error:
-        raise InputError(f"unknown key in {text!r}", hint="guek, gak, gbek and master, with commas between") from error
+        return tuple(dict.fromkeys(ROLE_NAMES[part.strip()] for part in text.split(",")))
+    except KeyError as error:
+        hint = "guek, gak, gbek, master, lls and hls, with commas between"
+        raise InputError(f"unknown key in {text!r}", hint=hint) from error
 
 
 def _names(meters: Sequence[str] | None, file: Path | None) -> list[str]:

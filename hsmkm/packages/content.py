@@ -25,7 +25,7 @@ from enum import StrEnum
 from hsmkm.errors import Fault, InputError
 from hsmkm.packages.fields import Fields, decode_base64, time_text
 from hsmkm.packages.strict_json import MAX_INTEGER, canonical, parse
-from hsmkm.token.types import KeyRole, key_octets
+from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, SecretRole, key_octets
 
 FORMAT = "hsmkm-key-package/1"
 KEY_WRAP = "aes256-wrap"
@@ -40,7 +40,7 @@ MAX_FAULTS = 1000
 
 IDENTITY_OCTETS = 16
 WRAP_OVERHEAD = 8
-"""AES key wrap adds 8 octets (RFC 3394)."""
+"""AES key wrap adds 8 octets (RFC 3394; RFC 5649 to a secret)."""
 
 STATES = ("pre-active", "active", "suspended", "deactivated", "compromised")
 
@@ -109,7 +109,7 @@ class PackageHeader:
 class WrappedKey:
     """A meter key on its way: its identity, and its value wrapped under the package key or the meter's master key."""
 
-    role: KeyRole
+    role: MeterRole
     identity: bytes
     wrapped: bytes = field(repr=False)
     under: Under
@@ -285,12 +285,12 @@ def _meter(fields: Fields) -> MeterEntry:
     )
 
 
-_ROLES = [role.value for role in KeyRole]
+_ROLES: tuple[MeterRole, ...] = (*KeyRole, *SecretRole)
 
 
 def _keys(fields: Fields, suite: int) -> Iterator[WrappedKey]:
-    fields.exactly((), _ROLES)
-    present = [role for role in KeyRole if fields.has(role.value)]
+    fields.exactly((), [role.value for role in _ROLES])
+    present = [role for role in _ROLES if fields.has(role.value)]
     if not present:
         fields.wrong("", "is empty")
     for role in present:
@@ -299,9 +299,15 @@ def _keys(fields: Fields, suite: int) -> Iterator[WrappedKey]:
         yield WrappedKey(
             role,
             key.octets("identity", IDENTITY_OCTETS),
-            key.octets("wrapped", key_octets(suite) + WRAP_OVERHEAD),
+            key.octets("wrapped", *_wrapped_octets(role, suite)),
             Under(key.one_of("under", [one.value for one in Under])),
         )
+
+
+def _wrapped_octets(role: MeterRole, suite: int) -> tuple[int, ...]:
+    """Give every length that a wrapped key of this role can have; a secret's is its own, whatever the suite."""
+    octets = SECRET_OCTETS if isinstance(role, SecretRole) else (key_octets(suite),)
+    return tuple(count + WRAP_OVERHEAD for count in octets)
 
 
 def _key_document(key: WrappedKey) -> dict[str, str]:
@@ -351,7 +357,7 @@ def _purpose_faults(content: PackageContent) -> Iterator[str]:
                 yield f"{entry.place}: {key.role} does not lie under the {under(purpose, key.role)} key"
 
 
-def under(purpose: Purpose, role: KeyRole) -> Under:
+def under(purpose: Purpose, role: MeterRole) -> Under:
     """Return the key that a key of this role lies under: in an injection the master key carries the others."""
     return Under.MASTER if purpose is Purpose.INJECTION and role is not KeyRole.MASTER else Under.PACKAGE
 

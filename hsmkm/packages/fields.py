@@ -95,13 +95,14 @@ class Fields:
             self.wrong(name, "is not a system title of 16 hex digits in capitals")
         return b""
 
-    def octets(self, name: str, length: int) -> bytes:
-        """Read hex digits in small letters that stand for exactly `length` octets."""
+    def octets(self, name: str, *lengths: int) -> bytes:
+        """Read hex digits in small letters that stand for exactly as many octets as one of `lengths` says."""
         value = self._members.get(name)
-        if isinstance(value, str) and len(value) == 2 * length and re.fullmatch(r"[0-9a-f]*", value, re.ASCII):
+        digits = [2 * length for length in lengths]
+        if isinstance(value, str) and len(value) in digits and re.fullmatch(r"[0-9a-f]*", value, re.ASCII):
             return bytes.fromhex(value)
         if name in self._members:
-            self.wrong(name, f"is not {length} octets in hex with small letters")
+            self.wrong(name, f"is not {' or '.join(map(str, lengths))} octets in hex with small letters")
         return b""
 
     def base64(self, name: str, longest: int) -> bytes:

@@ -40,7 +40,7 @@ from hsmkm.pki.trust import TrustStore
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.token.keys import KeyHandle
-from hsmkm.token.types import KeyRole, Sealed, Use
+from hsmkm.token.types import KeyRole, MeterRole, Sealed, Use
 from hsmkm.token.vault import Vault
 
 LIFETIME = timedelta(days=30)
@@ -264,13 +264,13 @@ def _filled(vault: Vault, package_key: KeyHandle, purpose: Purpose, one: Outgoin
 
 
 def _wrapped(
-    vault: Vault, carriers: dict[Under, KeyHandle], key_set: KeySet, role: KeyRole, carrier: Under
+    vault: Vault, carriers: dict[Under, KeyHandle], key_set: KeySet, role: MeterRole, carrier: Under
 ) -> WrappedKey:
     with _open(vault, key_set, role, Use.TRANSPORT) as key:
         wrapped = vault.wrap(carriers[carrier], key)
     return WrappedKey(role, key_set.key(role).identity, wrapped, carrier)
 
 
-def _open(vault: Vault, key_set: KeySet, role: KeyRole, use: Use) -> KeyHandle:
+def _open(vault: Vault, key_set: KeySet, role: MeterRole, use: Use) -> KeyHandle:
     sealed = Sealed(key_set.storage_key, key_set.key(role).wrapped)
     return vault.open(role, sealed, key_set.suite, use)

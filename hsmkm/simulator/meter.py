@@ -13,6 +13,7 @@ from hsmkm.dlms.hls import DIGESTS, DigestProof, GmacProof, Proof, SignatureProo
 from hsmkm.dlms.security_setup import Attribute
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SystemTitle
 from hsmkm.errors import IntegrityError
+from hsmkm.simulator.association_object import AssociationObject
 from hsmkm.simulator.behaviour import MeterSettings
 from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, point_of
 from hsmkm.simulator.keys import SoftwareAgreement, SoftwareKeys, SoftwareSecret, SoftwareWrapping
@@ -47,6 +48,7 @@ class Meter:
         self._changed = False
         self.generation = 0
         self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed)
+        self.association_object = AssociationObject(state, self.security_setup.next_fault, self._keep)
 
     @property
     def title(self) -> SystemTitle:
@@ -62,6 +64,10 @@ class Meter:
         if self._changed:
             self._save(self.state)
             self._changed = False
+
+    def _keep(self) -> None:
+        self._changed = True
+        self.store()
 
     def activate(self, keys: Mapping[KeyId, bytes]) -> None:
         """Make new keys effective."""

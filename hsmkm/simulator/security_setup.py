@@ -114,7 +114,7 @@ class SecuritySetup:
         return Outcome()
 
     def _with_fault(self, renew: Callable[[], Outcome]) -> Outcome:
-        fault = self._next_fault()
+        fault = self.next_fault()
         if fault is Fault.REJECT:
             return Outcome(TEMPORARY_FAILURE)
         if fault is Fault.DROP_BEFORE:
@@ -153,7 +153,8 @@ class SecuritySetup:
             answers.append(PublicShare.sign(state.suite, share.key_id, point, SoftwareSigner(ours)))
         return Outcome(data=agreement.encode_key_agreement(answers), keys=keys)
 
-    def _next_fault(self) -> Fault | None:
+    def next_fault(self) -> Fault | None:
+        """Give the fault that hits the next new keys, and count it."""
         if self._settings.fault is None or self._faults_left == 0:
             return None
         if self._faults_left != EVERY_TIME:

@@ -18,6 +18,7 @@ from hsmkm.dlms.xdlms import (
     Response,
     SetResult,
 )
+from hsmkm.simulator.association_object import CHANGE_HLS_SECRET
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS
 
@@ -56,11 +57,16 @@ class Services:
             return self._get(request, rights)
         if isinstance(request, GetNext):
             return self._next_block(request)
-        return SetResult(request.invoke, READ_WRITE_DENIED)
+        if rights.public or rights.client is None or not rights.authentic:
+            return SetResult(request.invoke, READ_WRITE_DENIED)
+        return SetResult(request.invoke, self._meter.association_object.write(request.ref, request.data))
 
     def _action(self, request: ActionRequest, rights: Rights) -> ActionResult:
-        here = (request.ref.class_id, request.ref.logical_name) == (CLASS_ID, logical_name())
-        if not here or rights.public or rights.client is None or not rights.authentic:
+        if rights.public or rights.client is None or not rights.authentic:
+            return ActionResult(request.invoke, READ_WRITE_DENIED)
+        if request.ref == CHANGE_HLS_SECRET:
+            return ActionResult(request.invoke, self._meter.association_object.change(request.data))
+        if (request.ref.class_id, request.ref.logical_name) != (CLASS_ID, logical_name()):
             return ActionResult(request.invoke, READ_WRITE_DENIED)
         outcome = self._meter.security_setup.invoke(request.ref.method, request.data, rights.client)
         self.pending.update(outcome.keys)

@@ -16,22 +16,24 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmkm.config import MeterModel, load_model
+from hsmkm.config import load_model
 from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.channel import Form
 from hsmkm.dlms.settings import AssociationSettings
 from hsmkm.dlms.types import AttributeRef, LogicalName, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import InputError, ProtocolError, RefusedError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.link.tcp import ApduLink, TcpLink
 from hsmkm.link.tls import TlsLink, client_context
+from hsmkm.meter_model import MeterModel
+from hsmkm.steps.credentials import ClockTransactions, Credentials, Pair, credentials, policy_of, proves_keys
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import counters, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
 from hsmkm.store.meters import Meter
-from hsmkm.token.keys import CipherKey, KeyHandle
-from hsmkm.token.types import KeyRole, Sealed, Use
+from hsmkm.token.types import KeyRole
 
 CHALLENGE_OCTETS = 16
 LEASE_SECONDS = 300
@@ -43,19 +45,6 @@ DATA_CLASS = 1
 VALUE_ATTRIBUTE = 2
 
 Dial = Callable[[], AbstractContextManager[ApduLink]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The key sets whose GUEK and whose GAK are taken to be in force; usually one and the same."""
-
-    guek: KeySet
-    gak: KeySet
-
-    @classmethod
-    def of(cls, key_set: KeySet) -> Pair:
-        """Take both keys from one set."""
-        return cls(key_set, key_set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +73,6 @@ class Reading:
 
     attribute: AttributeRef
     data: Data
-
-
-def open_key(party: Party, key_set: KeySet, role: KeyRole, use: Use) -> KeyHandle:
-    """Open one key of a verified key set in the token; RefusedError where the set does not hold it."""
-    sealed = Sealed(key_set.storage_key, key_set.key(role).wrapped)
-    return party.vault.open(role, sealed, key_set.suite, use)
 
 
 def find_meter(party: Party, name: str) -> Meter:
@@ -229,18 +212,15 @@ def _uncounted() -> None:
 
 @contextmanager
 def associated(speaking: Conversation, pair: Pair, spend: Callable[[], None] = _uncounted) -> Iterator[Client]:
-    """Associate under a pair of keys, mutually authenticated, and release at the end.
+    """Associate as the meter's model says, under a pair of keys and the secret, and release at the end.
 
     `spend` is called before each association that is tried. Raises MeterRefusedError when the meter refuses,
     TransportError when it does not answer, IntegrityError when its answer does not prove the keys. A meter that closes
     the connection instead of answering the release has done all that was asked.
     """
-    party = speaking.party
     with ExitStack() as stack:
-        guek = stack.enter_context(open_key(party, pair.guek, KeyRole.GUEK, Use.IN_USE))
-        gak = stack.enter_context(open_key(party, pair.gak, KeyRole.GAK, Use.IN_USE))
-        cipher = stack.enter_context(party.vault.cipher(guek, gak))
-        client = _associate(speaking, pair, cipher, stack, spend)
+        opened = credentials(speaking.party, speaking.model, speaking.meter.system_title, pair)
+        client = _associate(speaking, pair, stack.enter_context(opened), stack, spend)
         yield client
         _release(speaking, client)
 
@@ -254,10 +234,13 @@ def _release(speaking: Conversation, client: Client) -> None:
 
 
 def _associate(
-    speaking: Conversation, pair: Pair, cipher: CipherKey, stack: ExitStack, spend: Callable[[], None]
+    speaking: Conversation, pair: Pair, opened: Credentials, stack: ExitStack, spend: Callable[[], None]
 ) -> Client:
     identity = pair.guek.key(KeyRole.GUEK).identity
     counter = StoredCounter(speaking, identity)
+    if opened.key is None:
+        spend()
+        return _attempt(speaking, pair, opened, counter, stack)
     with speaking.party.store.read() as tx:
         known = counters.current(tx, identity, speaking.client_title)
     next_value = known.next if known else 1
@@ -265,34 +248,50 @@ def _associate(
         _take_hint(speaking, counter, next_value)
     spend()
     try:
-        return _attempt(speaking, pair, cipher, counter, stack)
+        return _attempt(speaking, pair, opened, counter, stack)
     except MeterRefusedError:
         if counter.hint is not None or not _take_hint(speaking, counter, next_value):
             raise
     spend()
-    return _attempt(speaking, pair, cipher, counter, stack)
+    return _attempt(speaking, pair, opened, counter, stack)
 
 
-def _attempt(speaking: Conversation, pair: Pair, cipher: CipherKey, counter: StoredCounter, stack: ExitStack) -> Client:
-    identity = pair.guek.key(KeyRole.GUEK).identity
-    settings = AssociationSettings(
-        client_sap=speaking.model.addressing.client_sap,
-        server_sap=speaking.model.addressing.server_sap,
-        client_title=SystemTitle(speaking.client_title),
-        server_title=SystemTitle(speaking.meter.system_title),
-        mechanism=Mechanism(speaking.model.authentication.mechanism),
-        suite=SecuritySuite(pair.guek.suite),
-        key=cipher,
-        counter=counter,
-        receive_counter=StoredReceiveCounter(speaking, identity),
-        challenge=secrets.token_bytes(CHALLENGE_OCTETS),
-    )
+def _attempt(
+    speaking: Conversation, pair: Pair, opened: Credentials, counter: StoredCounter, stack: ExitStack
+) -> Client:
+    settings = _settings(speaking, pair, opened, counter)
     with ExitStack() as own:
         client = Client(own.enter_context(speaking.dial()), Association(settings))
         client.associate()
-        counter.authenticated()
+        if proves_keys(speaking.model):
+            counter.authenticated()
         stack.push(own.pop_all())
     return client
+
+
+def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: StoredCounter) -> AssociationSettings:
+    model = speaking.model
+    return AssociationSettings(
+        client_sap=model.addressing.client_sap,
+        server_sap=model.addressing.server_sap,
+        client_title=SystemTitle(speaking.client_title),
+        server_title=SystemTitle(speaking.meter.system_title),
+        mechanism=Mechanism(model.authentication.mechanism),
+        suite=SecuritySuite(pair.guek.suite),
+        key=opened.key,
+        counter=counter,
+        receive_counter=StoredReceiveCounter(speaking, pair.guek.key(KeyRole.GUEK).identity),
+        challenge=secrets.token_bytes(CHALLENGE_OCTETS),
+        password=opened.password,
+        secret=opened.secret,
+        signer=opened.signer,
+        verifier=opened.verifier,
+        allow_weak_digests=model.authentication.allow_weak_digests,
+        policy=policy_of(model),
+        form=Form(model.protection.form),
+        dedicated=opened.dedicated,
+        transactions=ClockTransactions(),
+    )
 
 
 def _take_hint(speaking: Conversation, counter: StoredCounter, next_value: int) -> bool:

@@ -2,7 +2,7 @@
 
 The meter comes with its model's initial keys. GUEK and GAK go under its initial master key, and a new association
 verifies them; then the new master key under the old one; then the new GBEK, unused till then, under the new master key,
-which proves that one. At last the initial keys must be refused.
+which proves that one; then the secret of its mechanism, if that takes one. At last the initial keys must be refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from hsmkm.errors import RefusedError
 from hsmkm.steps.communicate import Conversation, conversation, find_meter, initial_key_set
+from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
@@ -50,7 +51,7 @@ def inject(party: Party, name: str, address: str) -> Outcome:
     with conversation(party, meter) as speaking:
         refuse_unfinished(speaking)
         newest, state = _newest(speaking)
-        roles = with_probe(speaking.model, ALL_KEYS)
+        roles = with_probe(speaking.model, (*ALL_KEYS, *secret_roles(speaking.model)))
         current, fresh = initial_key_set(party, meter, speaking.model), newest
         if state is KeyState.ACTIVE and not shares_keys(newest, current):
             return Outcome(meter.title, "active", newest.ref.generation, "the meter was injected before")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from hsmkm.config import load_model
 from hsmkm.errors import Fault, InputError, PolicyError
+from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.party import Party
 from hsmkm.store import models
-from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, StoredKey
+from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, ROLE_NAMES, StoredKey
 from hsmkm.store.models import ModelKeys
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import KeyRole, Sealed
+from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, Sealed, SecretRole
 
 MAX_KEY_FILE = 4096
 _BLANK = re.compile(rb"\s*(#.*)?")
@@ -35,7 +36,7 @@ def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
     if suite not in model.suites:
         raise InputError(f"model {name} has no security suite {suite}")
     sealed = {}
-    for role, value in read_key_file(path, KEY_OCTETS[suite]).items():
+    for role, value in read_key_file(path, KEY_OCTETS[suite], secret_roles(model)).items():
         with party.vault.import_key(role, suite, value) as key:
             sealed[role] = party.vault.seal(key)
     roles = sorted(role.value for role in sealed)
@@ -45,7 +46,7 @@ def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
     return roles
 
 
-def _with_identities(tx: Transaction, sealed: Mapping[KeyRole, Sealed]) -> tuple[StoredKey, ...]:
+def _with_identities(tx: Transaction, sealed: Mapping[MeterRole, Sealed]) -> tuple[StoredKey, ...]:
     """Give each key its identity; one that is known, from another model or in another role, keeps the one it has."""
     own: dict[bytes, bytes] = {}
     keys = []
@@ -56,10 +57,13 @@ def _with_identities(tx: Transaction, sealed: Mapping[KeyRole, Sealed]) -> tuple
     return tuple(keys)
 
 
-def read_key_file(path: Path, octets: int) -> dict[KeyRole, bytearray]:
-    """Read `guek`, `gak`, `master` and, where the meters have one, `gbek`, each `octets` long, in hex."""
+def read_key_file(path: Path, octets: int, secret: tuple[SecretRole, ...] = ()) -> dict[MeterRole, bytearray]:
+    """Read `guek`, `gak`, `master` and, where the meters have one, `gbek`, each `octets` long, in hex.
+
+    The secrets that the model's mechanism takes, `lls` or `hls`, have 8 to 64 octets, a multiple of 8.
+    """
     content = _private_file(path)
-    reader = _KeyFile(str(path), octets)
+    reader = _KeyFile(str(path), octets, secret)
     try:
         with memoryview(content) as view:
             start = 0
@@ -76,10 +80,11 @@ def read_key_file(path: Path, octets: int) -> dict[KeyRole, bytearray]:
 class _KeyFile:
     """Reads lines of a key file, whose octets stay where they are until the caller wipes them."""
 
-    def __init__(self, source: str, octets: int) -> None:
+    def __init__(self, source: str, octets: int, secret: tuple[SecretRole, ...]) -> None:
         self.source = source
         self.octets = octets
-        self.found: dict[KeyRole, bytearray] = {}
+        self.secret = secret
+        self.found: dict[MeterRole, bytearray] = {}
         self.faults: list[Fault] = []
 
     def fault(self, line: int, text: str) -> None:
@@ -91,19 +96,32 @@ class _KeyFile:
         if _BLANK.fullmatch(line):
             return
         match = _LINE.fullmatch(line)
-        role = bytes(line[match.start(1) : match.end(1)]).decode("ascii") if match else ""
-        if match is None or role not in set(KeyRole):
-            self.fault(number, "must be `guek`, `gbek`, `gak` or `master`, `=`, and hex digits")
-        elif match.end(2) - match.start(2) != 2 * self.octets:
-            self.fault(number, f"a key of this suite has {2 * self.octets} hex digits ({self.octets} octets)")
-        elif KeyRole(role) in self.found:
-            self.fault(number, f"{role} stands twice")
+        role = ROLE_NAMES.get(bytes(line[match.start(1) : match.end(1)]).decode("ascii")) if match else None
+        if match is None or role is None:
+            self.fault(number, "must be `guek`, `gbek`, `gak`, `master`, `lls` or `hls`, `=`, and hex digits")
+            return
+        octets, odd = divmod(match.end(2) - match.start(2), 2)
+        reason = "its hex digits are odd" if odd else self.reason(role, octets)
+        if reason:
+            self.fault(number, reason)
         else:
-            self.found[KeyRole(role)] = _from_hex(line, match.start(2), self.octets)
+            self.found[role] = _from_hex(line, match.start(2), octets)
 
-    def finish(self) -> dict[KeyRole, bytearray]:
+    def reason(self, role: MeterRole, octets: int) -> str:
+        """Say why a key of this length is not taken."""
+        if role in self.found:
+            return f"{role} stands twice"
+        if not isinstance(role, SecretRole):
+            wrong = f"a key of this suite has {2 * self.octets} hex digits ({self.octets} octets)"
+            return "" if octets == self.octets else wrong
+        if role not in self.secret:
+            return f"the model's mechanism has no {role} secret"
+        return "" if octets in SECRET_OCTETS else "a secret has 8 to 64 octets, a multiple of 8"
+
+    def finish(self) -> dict[MeterRole, bytearray]:
         """Give the keys, or wipe them and raise every fault."""
-        missing = {KeyRole.GUEK, KeyRole.GAK, KeyRole.MASTER} - self.found.keys()
+        needed: set[MeterRole] = {KeyRole.GUEK, KeyRole.GAK, KeyRole.MASTER, *self.secret}
+        missing = needed - self.found.keys()
         for role in sorted(missing):
             self.fault(0, f"{role.value} is missing")
         if self.faults:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmkm.config import FLAG_ID, MeterModel
 from hsmkm.dlms.types import SystemTitle
 from hsmkm.errors import Fault, InputError
+from hsmkm.meter_model import FLAG_ID, MeterModel
 
 COLUMNS = ("system_title", "flag", "serial", "model", "suite")
 MAX_ORDER_OCTETS = 64 * 1024 * 1024

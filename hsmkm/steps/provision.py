@@ -1,8 +1,9 @@
 """Steps 1 and 2: a unique key set for each meter of a production order, and the injection package that carries it.
 
 For one meter, in the token: generate 4 keys; wrap 4 for the store; wrap GUEK, GBEK and GAK under the master key, and
-the master key under the package key; make the MAC (2 calls); destroy 4. Up to 10,000 meters make one package, and one
-transaction holds the meters, their key sets and the package's record; a crash between two goes on where it stopped.
+the master key under the package key; make the MAC (2 calls); destroy 4. An LLS or HLS secret is one more key. Up to
+10,000 meters make one package, and one transaction holds the meters, their key sets and the package's record; a crash
+between two goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hsmkm.packages.content import MAX_METERS, MeterEntry, Purpose, WrappedKey, 
 from hsmkm.packages.send import seal_package
 from hsmkm.pki.slots import curve_for
 from hsmkm.steps.certify import trust_of
+from hsmkm.steps.credentials import new_key, secret_roles
 from hsmkm.steps.deliver import Sent, header_for, outbox, recipient, record, signatory
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
@@ -28,7 +30,7 @@ from hsmkm.store.meter import Meter
 from hsmkm.store.orders import Order
 from hsmkm.store.store import Transaction
 from hsmkm.token.keys import KeyHandle
-from hsmkm.token.types import KeyRole
+from hsmkm.token.types import KeyRole, MeterRole
 
 SECURITY_SETUP = 0
 FIRST_GENERATION = 1
@@ -125,15 +127,16 @@ def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[Order
 
 
 def birth(party: Party, package_key: KeyHandle, item: OrderedMeter, order_id: str) -> _Born:
-    """Make one meter's key set: 18 calls of the token, none of which asks for a length."""
-    vault = party.vault
-    client = load_model(item.model, party.home).addressing.client_sap
+    """Make one meter's key set: 18 calls of the token, none of which asks for a length, and 4 more for a secret."""
+    vault, model = party.vault, load_model(item.model, party.home)
+    client = model.addressing.client_sap
     meter = Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id)
     ref = KeySetRef(meter.system_title, SECURITY_SETUP, client, FIRST_GENERATION)
     stored, wrapped = [], []
     with ExitStack() as handles:
         master = handles.enter_context(vault.generate(KeyRole.MASTER, item.suite))
-        keys = {role: handles.enter_context(vault.generate(role, item.suite)) for role in GLOBAL_KEYS}
+        others: tuple[MeterRole, ...] = (*GLOBAL_KEYS, *secret_roles(model))
+        keys = {role: handles.enter_context(new_key(party, model, role, item.suite)) for role in others}
         for role, key in {**keys, KeyRole.MASTER: master}.items():
             identity = secrets.token_bytes(IDENTITY_OCTETS)
             stored.append(StoredKey(role, identity, vault.seal(key).wrapped))

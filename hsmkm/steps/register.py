@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hsmkm.errors import PartlyDoneError, RefusedError
-from hsmkm.steps.communicate import Conversation, Pair, associated, conversation, find_meter, split_address
+from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter, split_address
+from hsmkm.steps.credentials import Pair
 from hsmkm.steps.distribute import Given, await_receipts, distribute
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, Outcome, failing, refuse_unfinished, renew

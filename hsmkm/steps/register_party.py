@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from hsmkm.config import FLAG_ID, SYSTEM_TITLE
+from hsmkm.config import SYSTEM_TITLE
 from hsmkm.errors import InputError, RefusedError
+from hsmkm.meter_model import FLAG_ID
 from hsmkm.pki.certificates import common_name, fingerprint, read_certificates
 from hsmkm.pki.slots import SLOTS, slot
 from hsmkm.steps.certify import curve_reasons, entry, keep, trust_of

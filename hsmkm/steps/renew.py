@@ -3,6 +3,7 @@
 A renewal leads from the generation in force (`current`) to a new one (`fresh`). Its stages are the key transfers of
 the meter's model: the global keys in one array or key by key, under the current master key; the master key alone, once
 GUEK and GAK are verified; and then the fresh GBEK, unused till then, under the fresh master key, which proves that one.
+An LLS or HLS secret comes last, alone, through the association object.
 
 | state        | what is true                                   | what comes next                                |
 |--------------|------------------------------------------------|------------------------------------------------|
@@ -20,11 +21,10 @@ traffic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from hsmkm.config import MeterModel
 from hsmkm.dlms import security_setup
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.security_setup import KeyTransfer
@@ -39,27 +39,28 @@ from hsmkm.errors import (
     TransportError,
 )
 from hsmkm.link.client import Client, MeterRefusedError
+from hsmkm.meter_model import MeterModel
 from hsmkm.steps.communicate import (
     SECURITY_SETUP,
     Conversation,
-    Pair,
     associated,
     conversation,
     find_meter,
     initial_key_set,
-    open_key,
 )
+from hsmkm.steps.credentials import Pair, new_key, open_key, refuse_unproved, secret_roles
 from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
 from hsmkm.steps.party import Party
+from hsmkm.steps.secret_change import secret_request
 from hsmkm.store import counters, intents, key_sets, key_states, renewals
-from hsmkm.store.key_set import IDENTITY_OCTETS
+from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import KeyRole, Use
+from hsmkm.token.types import KeyRole, MeterRole, SecretRole, Use
 
-KEY_IDS = {
+KEY_IDS: Mapping[MeterRole, KeyId] = {
     KeyRole.GUEK: KeyId.GUEK,
     KeyRole.GBEK: KeyId.GBEK,
     KeyRole.GAK: KeyId.GAK,
@@ -82,9 +83,9 @@ class InDoubtError(PartlyDoneError):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One key_transfer: the keys it carries, and whether the fresh master key wraps them."""
+    """One key_transfer: the keys it carries, and whether the fresh master key wraps them; or one change of a secret."""
 
-    roles: tuple[KeyRole, ...]
+    roles: tuple[MeterRole, ...]
     under_fresh: bool = False
 
     @property
@@ -95,12 +96,14 @@ class Stage:
     @property
     def proved_by_association(self) -> bool:
         """Tell whether a new association shows that the meter took the keys."""
-        return KeyRole.GUEK in self.roles or KeyRole.GAK in self.roles
+        return any(role in (KeyRole.GUEK, KeyRole.GAK, *SecretRole) for role in self.roles)
 
     def pair_after(self, pair: Pair, fresh: KeySet) -> Pair:
         """Give the pair in force when the meter took this stage's keys."""
         return Pair(
-            fresh if KeyRole.GUEK in self.roles else pair.guek, fresh if KeyRole.GAK in self.roles else pair.gak
+            fresh if KeyRole.GUEK in self.roles else pair.guek,
+            fresh if KeyRole.GAK in self.roles else pair.gak,
+            fresh if any(role in self.roles for role in SecretRole) else pair.secret,
         )
 
 
@@ -115,7 +118,7 @@ class Outcome:
     error: HsmkmError | None = None
 
 
-def plan(model: MeterModel, roles: tuple[KeyRole, ...]) -> tuple[Stage, ...]:
+def plan(model: MeterModel, roles: tuple[MeterRole, ...]) -> tuple[Stage, ...]:
     """Order the key transfers that a renewal of these keys takes."""
     with_master = KeyRole.MASTER in roles
     first = [KeyRole(name) for name in model.key_transfer.order if KeyRole(name) in roles]
@@ -125,11 +128,17 @@ def plan(model: MeterModel, roles: tuple[KeyRole, ...]) -> tuple[Stage, ...]:
     stages = [Stage(group) for group in groups if group]
     if with_master:
         stages += [Stage((KeyRole.MASTER,)), Stage((KeyRole.GBEK,), under_fresh=True)]
+    stages += [Stage((role,)) for role in SecretRole if role in roles]
     return tuple(stages)
 
 
-def with_probe(model: MeterModel, roles: tuple[KeyRole, ...]) -> tuple[KeyRole, ...]:
-    """Add the GBEK that proves a new master key; RefusedError where the model cannot change its master key."""
+def with_probe(model: MeterModel, roles: tuple[MeterRole, ...]) -> tuple[MeterRole, ...]:
+    """Add the GBEK that proves a new master key; RefusedError where the model cannot change or prove these keys."""
+    refuse_unproved(model)
+    strange = [role for role in SecretRole if role in roles and role not in secret_roles(model)]
+    if strange:
+        mechanism = model.authentication.mechanism
+        raise RefusedError(f"mechanism {mechanism} of model {model.name} has no {strange[0]} secret")
     if KeyRole.MASTER not in roles:
         return roles
     if not model.key_transfer.master_changeable:
@@ -184,7 +193,7 @@ class Work:
 def renew(
     party: Party,
     names: Sequence[str],
-    roles: tuple[KeyRole, ...],
+    roles: tuple[MeterRole, ...],
     *,
     prove_refusal: bool = False,
     wait: int = RECEIPT_SECONDS,
@@ -215,7 +224,7 @@ def failing(outcomes: list[Outcome], name: str) -> Iterator[None]:
         outcomes.append(Outcome(name, state, 0, error.message, error))
 
 
-def _begin(party: Party, held: ExitStack, name: str, roles: tuple[KeyRole, ...]) -> Work:
+def _begin(party: Party, held: ExitStack, name: str, roles: tuple[MeterRole, ...]) -> Work:
     speaking = held.enter_context(conversation(party, find_meter(party, name)))
     refuse_unfinished(speaking)
     return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, roles))
@@ -254,14 +263,14 @@ def was_sent(speaking: Conversation, key_set: KeySet) -> bool:
     return any(item.detail["generation"] == key_set.ref.generation for item in begun)
 
 
-def prepare(speaking: Conversation, current: KeySet, roles: tuple[KeyRole, ...]) -> Work:
+def prepare(speaking: Conversation, current: KeySet, roles: tuple[MeterRole, ...]) -> Work:
     """Make the fresh generation in the token and commit it, before anything is sent."""
     party, vault = speaking.party, speaking.party.vault
-    made: dict[KeyRole, StoredKey] = {}
+    made: dict[MeterRole, StoredKey] = {}
     for role in roles:
-        with vault.generate(role, current.suite) as key:
+        with new_key(party, speaking.model, role, current.suite) as key:
             made[role] = StoredKey(role, vault.random(IDENTITY_OCTETS), vault.seal(key).wrapped)
-    keys = {**carried(party, current, set(ALL_KEYS) - set(roles)), **made}
+    keys = {**carried(party, current, set(ROLE_NUMBERS) - set(roles)), **made}
     title = speaking.meter.system_title.hex().upper()
     with party.store.begin("renewal-prepare", title, {"roles": [role.value for role in roles]}) as tx:
         fresh = add_generation(tx, speaking, current, keys, KeyState.PRE_ACTIVE)
@@ -271,14 +280,14 @@ def prepare(speaking: Conversation, current: KeySet, roles: tuple[KeyRole, ...])
 
 
 def start(
-    tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet, roles: tuple[KeyRole, ...]
+    tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet, roles: tuple[MeterRole, ...]
 ) -> Renewal:
     """Record a renewal from one generation to another as prepared."""
     first = plan(speaking.model, roles)[0].name
     return renewals.get(tx, renewals.create(tx, current.ref, fresh.ref.generation, roles, first))
 
 
-def carried(party: Party, source: KeySet, roles: set[KeyRole]) -> dict[KeyRole, StoredKey]:
+def carried(party: Party, source: KeySet, roles: set[MeterRole]) -> dict[MeterRole, StoredKey]:
     """Copy keys into a new generation with their identities, sealed under the newest storage key."""
     newest = party.vault.storage_key
     found = {}
@@ -292,7 +301,7 @@ def carried(party: Party, source: KeySet, roles: set[KeyRole]) -> dict[KeyRole, 
 
 
 def add_generation(
-    tx: Transaction, speaking: Conversation, suite_of: KeySet, keys: Mapping[KeyRole, StoredKey], state: KeyState
+    tx: Transaction, speaking: Conversation, suite_of: KeySet, keys: Mapping[MeterRole, StoredKey], state: KeyState
 ) -> KeySet:
     """Store a new generation of the meter's keys, above every one held."""
     meter = speaking.meter
@@ -389,15 +398,23 @@ def _confirm(work: Work, stage: Stage | None) -> None:
 
 
 def _send(work: Work, client: Client, stage: Stage) -> None:
-    payload = transfer_payload(work.party, work.fresh, stage.roles, work.fresh if stage.under_fresh else work.current)
+    send = _request(work, stage)
     detail = {"stage": stage.name, "generation": work.fresh.ref.generation}
     with work.party.store.begin("key-transfer", work.title, detail) as tx:
         work.advance(tx, RenewalState.SENT, stage.name)
         intent = intents.open(tx, work.speaking.meter.system_title, KEY_TRANSFER, detail)
-    client.action(key_transfer_method(work.speaking.model), payload)
+    send(client)
     with work.party.store.begin("key-transfer-outcome", work.title, {**detail, "outcome": "acknowledged"}) as tx:
         work.advance(tx, RenewalState.ACKNOWLEDGED)
         intents.outcome(tx, intent, "acknowledged")
+
+
+def _request(work: Work, stage: Stage) -> Callable[[Client], object]:
+    (first, *_) = stage.roles
+    if isinstance(first, SecretRole):
+        return secret_request(work.party, work.fresh, first)
+    payload = transfer_payload(work.party, work.fresh, stage.roles, work.fresh if stage.under_fresh else work.current)
+    return lambda client: client.action(key_transfer_method(work.speaking.model), payload)
 
 
 def key_transfer_method(model: MeterModel) -> MethodRef:
@@ -406,7 +423,7 @@ def key_transfer_method(model: MeterModel) -> MethodRef:
     return MethodRef(security_setup.CLASS_ID, name, security_setup.Method.KEY_TRANSFER)
 
 
-def transfer_payload(party: Party, fresh: KeySet, roles: tuple[KeyRole, ...], master_of: KeySet) -> Data:
+def transfer_payload(party: Party, fresh: KeySet, roles: tuple[MeterRole, ...], master_of: KeySet) -> Data:
     """Wrap keys under a generation's master key, as key_transfer takes them."""
     with open_key(party, master_of, KeyRole.MASTER, Use.IN_USE) as master:
         wrapped = []
@@ -418,7 +435,8 @@ def transfer_payload(party: Party, fresh: KeySet, roles: tuple[KeyRole, ...], ma
 
 def prove_old_refused(work: Work) -> None:
     """Associate under the keys that are no longer in force: a meter that still accepts them did not change them."""
-    if work.current.key(KeyRole.GUEK) == work.fresh.key(KeyRole.GUEK):
+    changed: tuple[MeterRole, ...] = (KeyRole.GUEK, *secret_roles(work.speaking.model))
+    if all(work.current.key(role) == work.fresh.key(role) for role in changed):
         return
     if _old_accepted(work):
         raise IntegrityError(f"meter {work.title} still accepts the old keys", hint="ask the meter's maker")

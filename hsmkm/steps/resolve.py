@@ -8,7 +8,7 @@ candidate. Attempts are durable and limited for each meter and day.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -16,13 +16,13 @@ from hsmkm.errors import IntegrityError, ProtocolError, TransportError
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps.communicate import (
     Conversation,
-    Pair,
     active_key_set,
     associated,
     conversation,
     find_meter,
     initial_key_set,
 )
+from hsmkm.steps.credentials import Pair, secret_roles
 from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import (
@@ -49,7 +49,7 @@ from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import KeyRole
+from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 
 DAY = timedelta(days=1)
 
@@ -58,23 +58,24 @@ DAY = timedelta(days=1)
 class Truth:
     """The generation that each key in the meter was found to come from."""
 
-    keys: Mapping[KeyRole, KeySet]
+    keys: Mapping[MeterRole, KeySet]
 
     def is_wholly(self, key_set: KeySet) -> bool:
         """Tell whether every key is this generation's, by identity."""
         return all(_identity(source, role) == _identity(key_set, role) for role, source in self.keys.items())
 
-    def lacking(self, work: Work) -> tuple[KeyRole, ...]:
+    def lacking(self, work: Work) -> tuple[MeterRole, ...]:
         """Name the keys of every transfer that the meter did not take wholly: a part proves little of the rest."""
         lost = [stage for stage in work.stages if any(self.keys[role] is not work.fresh for role in stage.roles)]
         return tuple(role for stage in lost for role in stage.roles)
 
     def is_before(self, work: Work) -> bool:
         """Tell whether the meter associates as it did before the renewal."""
-        return all(self.keys[role] is work.current for role in (KeyRole.GUEK, KeyRole.GAK))
+        proving = [role for role in self.keys if role not in (KeyRole.GBEK, KeyRole.MASTER)]
+        return all(_identity(self.keys[role], role) == _identity(work.current, role) for role in proving)
 
 
-def _identity(key_set: KeySet, role: KeyRole) -> bytes | None:
+def _identity(key_set: KeySet, role: MeterRole) -> bytes | None:
     return key_set.key(role).identity if key_set.has(role) else None
 
 
@@ -141,7 +142,7 @@ def _work(speaking: Conversation, renewal: Renewal) -> Work:
 
 def _find_truth(work: Work) -> Truth:
     if work.renewal.state is RenewalState.PREPARED:
-        return Truth(dict.fromkeys(ALL_KEYS, work.current))
+        return Truth(dict.fromkeys((*ALL_KEYS, *secret_roles(work.speaking.model)), work.current))
     acknowledged = work.renewal.state in (RenewalState.ACKNOWLEDGED, RenewalState.VERIFIED)
     if work.renewal.state is not RenewalState.UNKNOWN:
         with work.party.store.begin("renewal-unknown", work.title, {"reason": "the work was broken off"}) as tx:
@@ -149,17 +150,24 @@ def _find_truth(work: Work) -> Truth:
             close_intents(tx, work.speaking.meter.system_title)
     meter_answers(work.speaking)
     pair = _true_pair(work, acknowledged=acknowledged)
-    keys = {KeyRole.GUEK: pair.guek, KeyRole.GAK: pair.gak}
+    keys: dict[MeterRole, KeySet] = {KeyRole.GUEK: pair.guek, KeyRole.GAK: pair.gak}
+    keys |= dict.fromkeys(secret_roles(work.speaking.model), pair.secret)
     return Truth({**keys, **_true_others(work, pair, acknowledged=acknowledged)})
 
 
 def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
-    """Order the pairs that can be true: old first unless the meter acknowledged, the mixed ones last."""
+    """Order the pairs that can be true: old first unless the meter acknowledged, the mixed ones last.
+
+    A secret changes when everything else was proved, so that it alone can be old or new.
+    """
     reached = work.reached
     done = [role for stage in work.stages[: reached + 1] for role in stage.roles]
-    old, new = Pair.of(work.current), Pair.of(work.fresh)
+    if any(role in done for role in SecretRole):
+        changed, unchanged = Pair.of(work.fresh), replace(Pair.of(work.fresh), secret=work.current)
+        return [changed, unchanged] if acknowledged else [unchanged, changed]
+    old, new = Pair.of(work.current), replace(Pair.of(work.fresh), secret=work.current)
     pairs = [new, old] if acknowledged or reached > 0 else [old, new]
-    pairs += [Pair(work.fresh, work.current), Pair(work.current, work.fresh)]
+    pairs += [replace(old, guek=work.fresh), replace(old, gak=work.fresh)]
     return (
         [
             pair
@@ -174,6 +182,7 @@ def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
 def _true_pair(work: Work, *, acknowledged: bool) -> Pair:
     for pair in candidates(work, acknowledged=acknowledged):
         what = f"guek {pair.guek.ref.generation}, gak {pair.gak.ref.generation}"
+        what += "".join(f", {role} {pair.secret.ref.generation}" for role in secret_roles(work.speaking.model))
         try:
             with associated(work.speaking, pair, partial(_spend_attempt, work, what)):
                 work.refused_in_a_row = 0
@@ -183,7 +192,7 @@ def _true_pair(work: Work, *, acknowledged: bool) -> Pair:
     raise _in_doubt(work, "no pair of GUEK and GAK that can be true associates")
 
 
-def _true_others(work: Work, pair: Pair, *, acknowledged: bool) -> dict[KeyRole, KeySet]:
+def _true_others(work: Work, pair: Pair, *, acknowledged: bool) -> dict[MeterRole, KeySet]:
     """Find where master key and GBEK come from, given the GUEK and GAK in force."""
     roles = work.renewal.roles
     if KeyRole.MASTER in roles:

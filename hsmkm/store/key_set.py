@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import MECHANISM, encode
-from hsmkm.token.types import KeyRole, Mac
+from hsmkm.token.types import SECRET_OCTETS, KeyRole, Mac, MeterRole, SecretRole
 
 if TYPE_CHECKING:
     from hsmkm.store.meter import Meter
@@ -26,7 +26,7 @@ IDENTITY_OCTETS = 16
 KEY_OCTETS = {0: 16, 1: 16, 2: 32}
 """Octets of a key by security suite (IEC 62056-5-3, table of security suites)."""
 WRAP_OCTETS = 8
-"""What AES key wrap adds (RFC 3394)."""
+"""What AES key wrap adds (RFC 3394; RFC 5649 to a secret)."""
 
 
 class KeyState(StrEnum):
@@ -40,9 +40,17 @@ class KeyState(StrEnum):
     DESTROYED = "destroyed"
 
 
-ROLES = {0: KeyRole.GUEK, 1: KeyRole.GBEK, 2: KeyRole.GAK, 3: KeyRole.MASTER}
-"""Numbers of the roles in stored rows: those of key_transfer (IEC 62056-6-2, Security setup); never given anew."""
+ROLES: dict[int, MeterRole] = {
+    0: KeyRole.GUEK,
+    1: KeyRole.GBEK,
+    2: KeyRole.GAK,
+    3: KeyRole.MASTER,
+    4: SecretRole.LLS,
+    5: SecretRole.HLS,
+}
+"""Numbers of the roles in stored rows, 0 to 3 as in key_transfer (IEC 62056-6-2, Security setup); never given anew."""
 ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
+ROLE_NAMES = {role.value: role for role in ROLES.values()}
 STATE_NUMBERS = {state: number for number, state in enumerate(KeyState)}
 STATES = tuple(KeyState)
 
@@ -65,7 +73,7 @@ class KeySetRef:
 class StoredKey:
     """One key: its role, the 16 octets it was born with, and its wrapping under the set's storage key."""
 
-    role: KeyRole
+    role: MeterRole
     identity: bytes
     wrapped: bytes
 
@@ -93,14 +101,14 @@ class KeySet:
         if len(self.ref.system_title) != TITLE_OCTETS:
             raise RefusedError(f"key set {self.ref}: a system title has {TITLE_OCTETS} octets")
 
-    def key(self, role: KeyRole) -> StoredKey:
+    def key(self, role: MeterRole) -> StoredKey:
         """Return the key of a role; raises RefusedError if the set has none."""
         for key in self.keys:
             if key.role is role:
                 return key
         raise RefusedError(f"key set {self.ref} has no {role} key")
 
-    def has(self, role: KeyRole) -> bool:
+    def has(self, role: MeterRole) -> bool:
         """Tell whether the set has a key of this role."""
         return any(key.role is role for key in self.keys)
 
@@ -116,7 +124,10 @@ def check_keys(owner: str, suite: int, keys: tuple[StoredKey, ...]) -> None:
     for key in keys:
         if len(key.identity) != IDENTITY_OCTETS:
             reasons.append(f"{key.role}: an identity has {IDENTITY_OCTETS} octets, not {len(key.identity)}")
-        if len(key.wrapped) != wrapped:
+        if isinstance(key.role, SecretRole):
+            if len(key.wrapped) - WRAP_OCTETS not in SECRET_OCTETS:
+                reasons.append(f"{key.role}: a secret has 8 to 64 octets, a multiple of 8")
+        elif len(key.wrapped) != wrapped:
             reasons.append(f"{key.role}: a wrapped key of suite {suite} has {wrapped} octets, not {len(key.wrapped)}")
     if reasons:
         raise RefusedError(f"key set {owner} is not well formed: {reasons[0]}", reasons)

@@ -24,11 +24,11 @@ from sqlalchemy import select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store.canonical import Value, canonical_json
-from hsmkm.store.key_set import KeySetRef
+from hsmkm.store.key_set import ROLE_NAMES, KeySetRef
 from hsmkm.store.schema import renewals as table
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
-from hsmkm.token.types import KeyRole
+from hsmkm.token.types import MeterRole
 
 
 class RenewalState(StrEnum):
@@ -66,7 +66,7 @@ class Renewal:
     client: int
     from_generation: int
     to_generation: int
-    roles: tuple[KeyRole, ...]
+    roles: tuple[MeterRole, ...]
     stage: str
     state: RenewalState
     attempts: int
@@ -85,7 +85,7 @@ class Renewal:
         return KeySetRef(self.system_title, self.security_setup, self.client, self.to_generation)
 
 
-def create(tx: Transaction, old: KeySetRef, to_generation: int, roles: tuple[KeyRole, ...], stage: str) -> int:
+def create(tx: Transaction, old: KeySetRef, to_generation: int, roles: tuple[MeterRole, ...], stage: str) -> int:
     """Prepare a renewal and return its id; raises RefusedError while another of the same keys is not finished."""
     place: dict[str, Value] = {
         "system_title": old.system_title,
@@ -157,7 +157,7 @@ def _change(tx: Transaction, renewal_id: int, changes: Mapping[str, Value]) -> N
 def _renewal(row: StoredRow) -> Renewal:
     values = {name: row[name] for name in Renewal.__dataclass_fields__}
     values |= {
-        "roles": tuple(KeyRole(role) for role in row["roles"].split(",") if role),
+        "roles": tuple(ROLE_NAMES[role] for role in row["roles"].split(",") if role),
         "state": RenewalState(row["state"]),
         "tried": tuple(json.loads(row["tried"])),
         "created": from_seconds(row["created"]),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmkm.config import MeterModel, load_model
+from hsmkm.config import load_model
 from hsmkm.errors import InputError
+from hsmkm.meter_model import MeterModel
 from hsmkm.steps.order import parse_order, read_order
 
 HEADER = "system_title,serial,model,suite\n"

@@ -1,0 +1,162 @@
+"""What must be known of a meter model to key its meters and to speak with them: `models/NAME.toml` as values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+FLAG_ID = re.compile(r"[A-Z]{3}")
+EFFECTIVE = ("unknown", "now", "after-response", "release")
+MECHANISMS = (0, 1, 3, 4, 5, 6, 7)
+GMAC, ECDSA = 5, 7
+WEAK_MECHANISMS = {3: "MD5", 4: "SHA-1"}
+SECRET_OCTETS = range(8, 65, 8)
+FORMS = ("glo", "ded", "general-glo", "general-ded")
+VERSION_0_POLICIES = range(4)
+VERSION_1_POLICY_BITS = 0xFC
+SIGNATURE_BITS = 0x90
+
+
+@dataclass(frozen=True, slots=True)
+class MeterAddressing:
+    """Service access points (wrapper ports) of the logical device and of the two clients."""
+
+    server_sap: int = 1
+    client_sap: int = 1
+    public_client_sap: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationModel:
+    """The authentication mechanism (0 none, 1 LLS, 3 to 7 HLS), and how many failed associations in a row are borne.
+
+    Mechanisms 3 and 4 rest on MD5 and SHA-1, and are spoken only where `allow_weak_digests` says so. `secret_octets` is
+    the length of the LLS or HLS secrets made for the model's meters.
+    """
+
+    mechanism: int = GMAC
+    failed_limit: int = 10
+    allow_weak_digests: bool = False
+    secret_octets: int = 16
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if self.mechanism not in MECHANISMS:
+            found.append(("mechanism", f"must be one of {', '.join(map(str, MECHANISMS))}"))
+        if self.mechanism in WEAK_MECHANISMS and not self.allow_weak_digests:
+            digest = WEAK_MECHANISMS[self.mechanism]
+            found.append(("mechanism", f"{self.mechanism} rests on {digest}: it takes allow_weak_digests = true"))
+        if self.secret_octets not in SECRET_OCTETS:
+            found.append(("secret_octets", "must be 8 to 64, a multiple of 8"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySetupModel:
+    """Which Security Setup object (class 64) holds the keys, and its version."""
+
+    logical_name: str = "0.0.43.0.0.255"
+    version: int = 1
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        return [] if self.version in (0, 1) else [("version", "must be 0 or 1")]
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionModel:
+    """The security policy as the Security Setup's attribute has it, and the form of protected APDUs.
+
+    `policy` is the enum of version 0 (0 to 3) or the bits of version 1 (0x04 to 0x80); left out, everything is
+    authenticated and encrypted.
+    """
+
+    policy: int | None = None
+    form: str = FORMS[0]
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        return [] if self.form in FORMS else [("form", f"unknown form {self.form!r}: use one of {', '.join(FORMS)}")]
+
+
+@dataclass(frozen=True, slots=True)
+class CounterModel:
+    """Where the public client reads the invocation counter, and whether a new GUEK restarts it."""
+
+    logical_name: str = "0.0.43.1.0.255"
+    reset_on_key_change: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTransferModel:
+    """How key_transfer is done: one array or key by key, in which order, when it takes effect, master changeable."""
+
+    array: bool = True
+    order: tuple[str, ...] = ("guek", "gak", "gbek")
+    effective: str = "unknown"
+    master_changeable: bool = True
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if sorted(self.order) != ["gak", "gbek", "guek"]:
+            found.append(("order", 'must name "guek", "gak" and "gbek" once each'))
+        if self.effective not in EFFECTIVE:
+            found.append(("effective", f"unknown value {self.effective!r}: use one of {', '.join(EFFECTIVE)}"))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAgreementModel:
+    """The KDF's AlgorithmID prefix (hex; the last octet follows the key) and whether a lost answer has a way back."""
+
+    algorithm_id: str = "608574050803"
+    way_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeterModel:
+    """What must be known of a meter model to key its meters, from `models/NAME.toml`."""
+
+    name: str
+    flags: tuple[str, ...]
+    suites: tuple[int, ...] = (0,)
+    addressing: MeterAddressing = field(default_factory=MeterAddressing)
+    authentication: AuthenticationModel = field(default_factory=AuthenticationModel)
+    security_setup: SecuritySetupModel = field(default_factory=SecuritySetupModel)
+    protection: ProtectionModel = field(default_factory=ProtectionModel)
+    counter: CounterModel = field(default_factory=CounterModel)
+    key_transfer: KeyTransferModel = field(default_factory=KeyTransferModel)
+    key_agreement: KeyAgreementModel = field(default_factory=KeyAgreementModel)
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the top level."""
+        found = [
+            ("flags", f"{flag!r} is not a FLAG id of three capital letters")
+            for flag in self.flags
+            if not FLAG_ID.fullmatch(flag)
+        ]
+        found += [("suites", f"unknown security suite {suite}") for suite in self.suites if suite not in (0, 1, 2)]
+        return found + self._policy_faults() + self._mechanism_faults()
+
+    def _policy_faults(self) -> list[tuple[str, str]]:
+        version, policy = self.security_setup.version, self.protection.policy
+        if policy is None:
+            return []
+        if version == 0:
+            fits = policy in VERSION_0_POLICIES
+            return [] if fits else [("protection.policy", "must be 0 to 3 for a Security Setup of version 0")]
+        if policy & ~VERSION_1_POLICY_BITS:
+            return [("protection.policy", "must be made of the bits 0x04 to 0x80 for a Security Setup of version 1")]
+        if policy & SIGNATURE_BITS and 0 in self.suites:
+            return [("protection.policy", "signatures need security suite 1 or 2, and suites names 0")]
+        return []
+
+    def _mechanism_faults(self) -> list[tuple[str, str]]:
+        mechanism = self.authentication.mechanism
+        if mechanism == ECDSA and 0 in self.suites:
+            return [("authentication.mechanism", "7 needs security suite 1 or 2, and suites names 0")]
+        if mechanism == 0 and self.protection.policy != 0:
+            return [("authentication.mechanism", "0 authenticates nobody: it takes protection.policy = 0")]
+        return []

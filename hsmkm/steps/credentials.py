@@ -1,0 +1,258 @@
+"""What an association with a meter rests on, from token and store: keys, secrets, signing keys and certificates.
+
+Digests over an HLS secret and signatures are made in the token. Two values pass through this process, because the
+standard puts them into an APDU: an LLS password, and the dedicated key of one association.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmkm.dlms.channel import Form
+from hsmkm.dlms.hls import DIGESTS, DigestAlgorithm
+from hsmkm.dlms.protection import AUTHENTICATED_AND_ENCRYPTED, UNPROTECTED, Protection, SecurityPolicy
+from hsmkm.dlms.settings import DedicatedKey
+from hsmkm.dlms.types import Mechanism
+from hsmkm.errors import RefusedError
+from hsmkm.meter_model import MeterModel
+from hsmkm.pki.certificates import parse_certificate, public_key
+from hsmkm.pki.profiles import DIGITAL_SIGNATURE
+from hsmkm.pki.slots import Slot, curve_for, curve_of
+from hsmkm.steps.certify import trust_of
+from hsmkm.steps.party import Party, utc_now
+from hsmkm.store import certificates
+from hsmkm.store.certificates import CertificateRecord, CertificateState
+from hsmkm.store.key_set import KeySet
+from hsmkm.token.keys import CipherKey, KeyHandle
+from hsmkm.token.secret import digest_secret
+from hsmkm.token.signature import verify_raw
+from hsmkm.token.types import Digest, KeyRole, MeterRole, Sealed, SecretRole, Use
+from hsmkm.token.vault import Vault
+
+MICROSECOND = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The key sets whose GUEK, whose GAK and whose LLS or HLS secret are taken to be in force; usually all the same."""
+
+    guek: KeySet
+    gak: KeySet
+    secret: KeySet
+
+    @classmethod
+    def of(cls, key_set: KeySet) -> Pair:
+        """Take all from one set."""
+        return cls(key_set, key_set, key_set)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Everything that one association rests on; `key` is None where the model's meters take APDUs in clear."""
+
+    key: CipherKey | None = field(repr=False)
+    password: TokenPassword | None = None
+    secret: TokenSecret | None = None
+    signer: TokenSigningKey | None = None
+    verifier: CertifiedKey | None = None
+    dedicated: DedicatedKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPassword:
+    """An LLS password, which lies sealed until the AARQ needs it; fulfils `hsmkm.dlms.hls.Password`."""
+
+    vault: Vault = field(repr=False)
+    sealed: Sealed = field(repr=False)
+
+    def reveal(self) -> bytes:
+        """Give the password."""
+        with (
+            self.vault.open(SecretRole.LLS, self.sealed, 0, Use.IN_USE) as key,
+            self.vault.reveal(key) as value,
+        ):
+            return bytes(value)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSecret:
+    """An HLS secret, hashed in the token; fulfils `hsmkm.dlms.hls.SecretDigest`."""
+
+    vault: Vault = field(repr=False)
+    sealed: Sealed = field(repr=False)
+
+    def digest(self, algorithm: DigestAlgorithm, before: bytes, after: bytes) -> bytes:
+        """Give the digest of before || secret || after; PolicyError where this token makes no such digest."""
+        return digest_secret(self.vault, self.sealed, Digest(algorithm.value), before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSigningKey:
+    """Our own key for digital signatures, in the token; fulfils `hsmkm.dlms.hls.Signer`."""
+
+    vault: Vault = field(repr=False)
+    label: str
+
+    def sign(self, data: bytes) -> bytes:
+        """Give r || s; 64 octets on P-256, 96 on P-384."""
+        return self.vault.sign_raw(self.label, data)
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedKey:
+    """The meter's key for digital signatures, from its certificate; fulfils `hsmkm.dlms.hls.Verifier`."""
+
+    public: ec.EllipticCurvePublicKey
+
+    def verify(self, data: bytes, raw: bytes) -> None:
+        """Check r || s; raises IntegrityError."""
+        verify_raw(self.public, data, raw)
+
+
+class TokenDedicatedKey:
+    """A key made in the token for one association, and gone with it; fulfils `hsmkm.dlms.settings.DedicatedKey`."""
+
+    __slots__ = ("_key", "_vault", "cipher")
+
+    def __init__(self, vault: Vault, key: KeyHandle, cipher: CipherKey) -> None:
+        self._vault = vault
+        self._key = key
+        self.cipher = cipher
+
+    def reveal(self) -> bytes:
+        """Give its value, which travels under the GUEK."""
+        with self._vault.reveal(self._key) as value:
+            return bytes(value)
+
+
+class ClockTransactions:
+    """Numbers transactions by the microseconds since 1970: they rise from one process to the next without a record."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """Give the next number; a meter refuses one that its clock has gone back behind."""
+        self._last = max(self._last + 1, time.time_ns() // MICROSECOND)
+        return self._last
+
+
+def open_key(party: Party, key_set: KeySet, role: MeterRole, use: Use) -> KeyHandle:
+    """Open one key of a verified key set in the token; RefusedError where the set does not hold it."""
+    return party.vault.open(role, sealed_key(key_set, role), key_set.suite, use)
+
+
+def sealed_key(key_set: KeySet, role: MeterRole) -> Sealed:
+    """Give one key of a key set as it lies in the store; RefusedError where the set does not hold it."""
+    return Sealed(key_set.storage_key, key_set.key(role).wrapped)
+
+
+def new_key(party: Party, model: MeterModel, role: MeterRole, suite: int) -> KeyHandle:
+    """Make a key of the suite, or a secret as long as the model says, in the token."""
+    if isinstance(role, SecretRole):
+        return party.vault.generate_secret(role, model.authentication.secret_octets)
+    return party.vault.generate(role, suite)
+
+
+def secret_roles(model: MeterModel) -> tuple[SecretRole, ...]:
+    """Name the secret that the model's mechanism takes, if any."""
+    mechanism = Mechanism(model.authentication.mechanism)
+    if mechanism is Mechanism.LLS:
+        return (SecretRole.LLS,)
+    return (SecretRole.HLS,) if mechanism in DIGESTS else ()
+
+
+def policy_of(model: MeterModel) -> SecurityPolicy:
+    """Give what protects the APDUs of both directions."""
+    value = model.protection.policy
+    return AUTHENTICATED_AND_ENCRYPTED if value is None else SecurityPolicy.parse(model.security_setup.version, value)
+
+
+def is_ciphered(model: MeterModel) -> bool:
+    """Tell whether associations use GUEK and GAK at all; GMAC does even where APDUs travel in clear."""
+    return model.authentication.mechanism == Mechanism.HLS_GMAC or policy_of(model) != UNPROTECTED
+
+
+def proves_keys(model: MeterModel) -> bool:
+    """Tell whether an association shows that the meter has GUEK and GAK: by GMAC, or by the tags of its answers."""
+    policy = policy_of(model)
+    tagged = policy.request & policy.response & Protection.AUTHENTICATED
+    return model.authentication.mechanism == Mechanism.HLS_GMAC or bool(tagged)
+
+
+def refuse_unproved(model: MeterModel) -> None:
+    """Raise RefusedError where no association can show which keys a meter has, or a secret would travel in clear."""
+    if not proves_keys(model):
+        reason = f"an association with a meter of model {model.name} does not prove its keys"
+        raise RefusedError(reason, hint="key it under mechanism 5, or a policy that authenticates both directions")
+    policy = policy_of(model)
+    if secret_roles(model) and not (policy.request & policy.response).covers(Protection.CIPHERED):
+        reason = f"the secrets of model {model.name} change only where everything is authenticated and encrypted"
+        raise RefusedError(reason, hint="see protection.policy of the model")
+
+
+@contextmanager
+def credentials(party: Party, model: MeterModel, system_title: bytes, pair: Pair) -> Iterator[Credentials]:
+    """Open what an association takes; RefusedError where a secret or the meter's certificate is missing."""
+    mechanism = Mechanism(model.authentication.mechanism)
+    with ExitStack() as stack:
+        key: CipherKey | None = None
+        dedicated: DedicatedKey | None = None
+        if is_ciphered(model):
+            guek = stack.enter_context(open_key(party, pair.guek, KeyRole.GUEK, Use.IN_USE))
+            gak = stack.enter_context(open_key(party, pair.gak, KeyRole.GAK, Use.IN_USE))
+            key = stack.enter_context(party.vault.cipher(guek, gak))
+            if Form(model.protection.form).dedicated:
+                dedicated = _dedicated(party.vault, pair.guek.suite, gak, stack)
+        sealed = {role: sealed_key(pair.secret, role) for role in secret_roles(model)}
+        policy = policy_of(model)
+        signs = mechanism is Mechanism.HLS_ECDSA or (policy.request | policy.response) & Protection.SIGNED
+        suite = pair.guek.suite
+        yield Credentials(
+            key=key,
+            password=TokenPassword(party.vault, sealed[SecretRole.LLS]) if SecretRole.LLS in sealed else None,
+            secret=TokenSecret(party.vault, sealed[SecretRole.HLS]) if SecretRole.HLS in sealed else None,
+            signer=TokenSigningKey(party.vault, _slot(suite).name) if signs else None,
+            verifier=meter_key(party, system_title, suite) if signs else None,
+            dedicated=dedicated,
+        )
+
+
+def _dedicated(vault: Vault, suite: int, gak: KeyHandle, stack: ExitStack) -> TokenDedicatedKey:
+    key = stack.enter_context(vault.generate_dedicated_key(suite))
+    return TokenDedicatedKey(vault, key, stack.enter_context(vault.cipher(key, gak)))
+
+
+def _slot(suite: int) -> Slot:
+    return Slot(DIGITAL_SIGNATURE.name, curve_for((suite,)))
+
+
+def meter_key(party: Party, system_title: bytes, suite: int) -> CertifiedKey:
+    """Find the meter's certified key for digital signatures on its suite's curve.
+
+    Raises RefusedError where there is none, or where the one that lasts longest is not accepted any more.
+    """
+    title = system_title.hex().upper()
+    with party.store.read() as tx:
+        listed = certificates.listing(tx, owner=title, profile=DIGITAL_SIGNATURE.name)
+    for record in listed:
+        if record.state is CertificateState.VALID and (found := _accepted(party, record, title, suite)):
+            return found
+    raise RefusedError(
+        f"meter {title} has no certificate for digital signatures on {curve_for((suite,))}",
+        hint="enrol the meter, or import its certificate",
+    )
+
+
+def _accepted(party: Party, record: CertificateRecord, title: str, suite: int) -> CertifiedKey | None:
+    certificate = parse_certificate(record.der, f"the certificate of meter {title}")
+    public = public_key(certificate)
+    if curve_of(public) != curve_for((suite,)):
+        return None
+    trust_of(party).check(certificate, (), DIGITAL_SIGNATURE.name, utc_now(), title)
+    return CertifiedKey(public)
