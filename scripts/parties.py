@@ -14,6 +14,7 @@ from pathlib import Path
 from hsmkm.cli.frame import default_actor, explain
 from hsmkm.errors import HsmkmError
 from hsmkm.steps import certify, model
+from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, set_in_file, write_home
@@ -75,7 +76,7 @@ def certified(folder: Path, name: str) -> None:
     with opened(folder, name) as party:
         certify.request(party, (HOST,), requests)
     with opened(folder, "authority") as authority:
-        certify.issue(authority, requests, certificates)
+        issue(authority, requests, certificates)
     with opened(folder, name) as party:
         certify.place_anchor(party, folder / "pki" / "root.pem")
         certify.update_trust(party, folder / "pki")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hsmkm.steps import certify, model
+from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, set_in_file, write_home
@@ -118,7 +119,7 @@ def _certify(realm: Realm, name: str) -> None:
     with realm.open(name) as party:
         certify.request(party, ("127.0.0.1", "localhost"), requests)
     with realm.open("authority") as party:
-        certify.issue(party, requests, issued)
+        issue(party, requests, issued)
     with realm.open(name) as party:
         certify.place_anchor(party, realm.folder / "pki" / "root.pem")
         certify.update_trust(party, realm.folder / "pki")

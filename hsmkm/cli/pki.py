@@ -10,6 +10,8 @@ import typer
 
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.steps import certify
+from hsmkm.steps.issue import issue as issue_requests
+from hsmkm.steps.issue import issue_without_end
 from hsmkm.steps.party import open_listing
 from hsmkm.store import certificates
 
@@ -60,10 +62,17 @@ def request(
 
 
 @app.command()
-def issue(folder: Folder, out: Out) -> None:
-    """Check the requests PROFILE.csr of a folder and issue a certificate for each, or none if one is wrong."""
+def issue(
+    folder: Folder,
+    out: Out,
+    *,
+    without_end: Annotated[
+        bool, typer.Option("--without-end", help="For devices: signature and agreement certificates that never expire.")
+    ] = False,
+) -> None:
+    """Check the requests of a folder, PROFILE.csr or TITLE.PROFILE.csr, and issue a certificate for each, or none."""
     with party_worker() as worker:
-        _show(worker.call(certify.issue, folder.resolve(), out.resolve()))
+        _show(worker.call(issue_without_end if without_end else issue_requests, folder.resolve(), out.resolve()))
 
 
 @app.command()

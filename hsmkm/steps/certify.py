@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hsmkm.errors import Fault, InputError, IntegrityError, RefusedError
+from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.pki import authority as authorities
 from hsmkm.pki.authority import Authority
 from hsmkm.pki.certificates import (
@@ -29,20 +29,19 @@ from hsmkm.pki.certificates import (
     write_certificates,
 )
 from hsmkm.pki.lint import Linted
-from hsmkm.pki.profiles import may_certify
-from hsmkm.pki.requests import CheckedRequest, build_request, check_request
+from hsmkm.pki.requests import build_request
 from hsmkm.pki.revocation import MAX_CRL, Revocation, build_crl, is_signed_by, number, parse_crl
-from hsmkm.pki.slots import P384, SLOTS, Slot, curve_of, slot, slots_for
+from hsmkm.pki.slots import P384, SLOTS, Slot, curve_of, slots_for
 from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
+from hsmkm.steps.issuances import record_planned
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import certificates
-from hsmkm.store.certificates import CertificateRecord, Issuance, Source
+from hsmkm.store.certificates import CertificateRecord, Source
 from hsmkm.store.store import Transaction
 from hsmkm.token.signer import TokenSigner
 
 AUTHORITY_PROFILES = ("root", "issuing", "package-issuing")
-MAX_REQUEST = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +89,8 @@ def open_authority(party: Party, profile_name: str) -> Authority:
 
 def _record(party: Party, issuer: str, linted: Linted) -> None:
     plan = linted.plan
-    planned = Issuance(
-        issuer=name_text(linted.certificate.issuer),
-        serial=serial_octets(plan.serial),
-        profile=plan.profile.name,
-        subject=plan.subject,
-        tbs_digest=hashlib.sha256(linted.tbs).digest(),
-        not_before=plan.not_before,
-        not_after=plan.not_after,
-    )
     with party.store.begin("pki-issue", plan.subject, {"profile": plan.profile.name, "issuer": issuer}) as tx:
-        certificates.record_issued(tx, planned)
+        record_planned(tx, linted)
 
 
 def name_text(name: x509.Name) -> str:
@@ -146,55 +136,6 @@ def keep(tx: Transaction, certificate: CertificateRecord) -> None:
     """Store a certificate unless it is there."""
     if certificates.get(tx, certificate.fingerprint) is None:
         certificates.add(tx, certificate)
-
-
-def issue(party: Party, folder: Path, out: Path) -> list[Made]:
-    """Issue a certificate for every request `PROFILE.csr` or `PROFILE-p384.csr` of a folder, or none if one is wrong.
-
-    InputError names every fault of every request.
-    """
-    checked: list[tuple[Slot, CheckedRequest]] = []
-    faults: list[Fault] = []
-    for path in _request_files(folder):
-        try:
-            one = slot(path.stem)
-            request = check_request(path.read_bytes()[: MAX_REQUEST + 1], one.profile, source=str(path))
-            faults += [Fault(str(path), 0, 0, text) for text in _issue_reasons(party, one, request)]
-            checked.append((one, request))
-        except InputError as error:
-            faults += error.faults or (Fault(str(path), 0, 0, error.message),)
-    if faults:
-        raise InputError(f"{len(faults)} fault(s) in the requests of {folder}", faults, "nothing was issued")
-    return [_issue_one(party, one, request, out) for one, request in checked]
-
-
-def _issue_reasons(party: Party, one: Slot, request: CheckedRequest) -> Iterator[str]:
-    """Say why this authority cannot certify the key of a request for a slot."""
-    curve = curve_of(request.public_key)
-    if one.curve == P384 and curve != P384:
-        yield f"the key is on {curve}, and {one.name} is on {P384}"
-    issuer = own_chain(party, request.profile.issuer)[0]
-    if not may_certify(public_key(issuer).curve, request.public_key.curve):
-        yield f"the key is on {curve}, and {common_name(issuer.subject)!r} on P-256 certifies none there"
-
-
-def _request_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.csr")) if folder.is_dir() else []
-    if not found:
-        raise InputError(
-            f"no requests in {folder}", hint="they are called PROFILE.csr or PROFILE-p384.csr, see hsmkm pki request"
-        )
-    return found
-
-
-def _issue_one(party: Party, one: Slot, request: CheckedRequest, out: Path) -> Made:
-    issuer = open_authority(party, request.profile.issuer)
-    made = issuer.issue(request, utc_now())
-    with party.store.begin("pki-issued", request.subject, {"profile": request.profile.name}) as tx:
-        certificates.complete_issued(tx, entry(made, request.profile.name, request.subject, Source.ISSUED))
-    path = out / f"{one.name}.pem"
-    write_certificates(path, [made, *own_chain(party, request.profile.issuer)])
-    return Made(one.name, request.subject, path, f"{made.serial_number:X}")
 
 
 def revoke(party: Party, path: Path, reason: str) -> Made:

@@ -29,6 +29,7 @@ class Source(StrEnum):
     ISSUED = "issued"
     ANCHOR = "anchor"
     INTERMEDIATE = "intermediate"
+    METER = "meter"
 
 
 class CertificateState(StrEnum):
@@ -38,6 +39,7 @@ class CertificateState(StrEnum):
     VALID = "valid"
     REPLACED = "replaced"
     REVOKED = "revoked"
+    REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True)

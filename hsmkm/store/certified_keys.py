@@ -13,7 +13,7 @@ from sqlalchemy import select
 from hsmkm.errors import RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.certificates import Source
-from hsmkm.store.schema import certificates, certified_keys, issuances
+from hsmkm.store.schema import certificates, certified_keys
 from hsmkm.store.store import Transaction
 
 COLUMNS = ("digest", "profile", "subject")
@@ -40,11 +40,11 @@ def why_not(tx: Transaction, digest: bytes, profile: str, subject: str) -> str |
     return f"is certified for {row['profile']} of {row['subject']} already"
 
 
-def unclaimed(tx: Transaction) -> Iterator[bytes]:
-    """Give the DER of what our authorities certified before the first key was claimed: by an older program."""
+def unclaimed(tx: Transaction) -> Iterator[tuple[bytes, str]]:
+    """Give DER and profile of what was certified here before the first key was claimed: by an older program."""
     if tx.one(select(certified_keys.c.digest).limit(1)) is not None:
         return
     ours = certificates.c.source.in_((Source.ISSUED.value, Source.OWN.value))
-    issued = select(issuances.c.serial).where(issuances.c.fingerprint == certificates.c.fingerprint).exists()
-    for row in tx.all(select(certificates.c.der).where(ours, issued).order_by(certificates.c.not_before)):
-        yield row["der"]
+    columns = certificates.c.der, certificates.c.profile
+    for row in tx.all(select(*columns).where(ours).order_by(certificates.c.not_before)):
+        yield row["der"], row["profile"]

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 from hsmkm.packages.receive import inspect_package
 from hsmkm.packages.transport import parse_recipient_info, shared_info
 from hsmkm.pki.requests import build_request
-from hsmkm.steps import certify, deliver
+from hsmkm.steps import deliver
+from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from tests.realm import Realm
@@ -47,7 +48,7 @@ class PackageOpener:
         request = build_request(key, "key-agreement", TITLE)
         (requests / "key-agreement.csr").write_bytes(request.public_bytes(Encoding.PEM))
         with realm.open("authority") as party:
-            certify.issue(party, requests, issued)
+            issue(party, requests, issued)
         with realm.open("factory") as party:
             register_party(party, PartyPlan(NAME, "utility", (), "", "", issued))
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hsmkm.pki.requests import build_request
-from hsmkm.steps import certify
+from hsmkm.steps.issue import issue
 from tests.realm import HSMKM, Realm, running, title_of
 
 PATIENCE = 180.0
@@ -36,7 +36,7 @@ def add_pem_party(realm: Realm, name: str, role: str, title: str, to: str) -> Pa
         request = build_request(key, profile, subject)
         (folder / f"{profile}.csr").write_bytes(request.public_bytes(Encoding.PEM))
     with realm.open("authority") as party:
-        certify.issue(party, folder, folder)
+        issue(party, folder, folder)
     realm.rows(to, "party", "add", name, "--role", role, "--certificates", str(folder))
     return folder / "key-agreement.key"
 

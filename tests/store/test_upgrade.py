@@ -58,7 +58,7 @@ def test_its_certificates_are_offered_until_the_first_key_is_claimed(
     Store.create(first_release)
     with Store.open(first_release, authenticator, "tester") as store:
         with store.read() as tx:
-            assert list(certified_keys.unclaimed(tx)) == [item.der for item in certificates.listing(tx)]
+            assert list(certified_keys.unclaimed(tx)) == [(item.der, item.profile) for item in certificates.listing(tx)]
         with store.begin("pki-issue", "x", {}) as tx:
             certified_keys.claim(tx, hashlib.sha256(b"one").digest(), "tls", "utility")
         with store.read() as tx:

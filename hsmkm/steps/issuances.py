@@ -1,0 +1,49 @@
+"""What is recorded of a certificate before its signature: its serial number and digest, and what its key is for."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmkm.pki.certificates import holder, parse_certificate, public_key
+from hsmkm.pki.lint import Linted, public_octets
+from hsmkm.store import certificates, certified_keys
+from hsmkm.store.certificates import Issuance
+from hsmkm.store.store import Transaction
+
+SERIAL_OCTETS = 20
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Name a public key by the SHA-256 of its SubjectPublicKeyInfo, 32 octets."""
+    return hashlib.sha256(public_octets(key)).digest()
+
+
+def record_planned(tx: Transaction, linted: Linted) -> None:
+    """Record a certificate that is about to be signed.
+
+    Raises RefusedError where the issuer used its serial number before, or its key is certified for something else.
+    """
+    plan = linted.plan
+    claim_older(tx)
+    certified_keys.claim(tx, key_digest(plan.public_key), plan.profile.name, plan.subject)
+    planned = Issuance(
+        issuer=linted.certificate.issuer.rfc4514_string(),
+        serial=plan.serial.to_bytes(SERIAL_OCTETS, "big"),
+        profile=plan.profile.name,
+        subject=plan.subject,
+        tbs_digest=hashlib.sha256(linted.tbs).digest(),
+        not_before=plan.not_before,
+        not_after=plan.not_after,
+    )
+    certificates.record_issued(tx, planned)
+
+
+def claim_older(tx: Transaction) -> None:
+    """Settle what the keys are for that an older program certified, once; the first certificate of each counts."""
+    for der, profile in certified_keys.unclaimed(tx):
+        certificate = parse_certificate(der)
+        subject, digest = holder(certificate), key_digest(public_key(certificate))
+        if certified_keys.why_not(tx, digest, profile, subject) is None:
+            certified_keys.claim(tx, digest, profile, subject)
