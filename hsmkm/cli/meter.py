@@ -17,6 +17,8 @@ from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
 from hsmkm.steps.communicate import Reading
 from hsmkm.steps.communicate import read as read_meter
+from hsmkm.steps.enrol import Enrolled, import_certificates, request_certificates
+from hsmkm.steps.enrol import remove_certificate as forget_certificate
 from hsmkm.steps.inject import inject_many as inject_meters
 from hsmkm.steps.party import Party, open_listing
 from hsmkm.steps.provision import provision as provision_order
@@ -80,6 +82,43 @@ def _places(file: Path | None) -> list[tuple[str, str]]:
         faults = [Fault(str(file), number, 0, "must be METER,HOST:PORT") for number in wrong]
         raise InputError(f"{file} has {len(wrong)} fault(s)", faults, "nothing was done")
     return [(name.strip(), place.strip()) for name, _, place in (line.partition(",") for _, line in lines)]
+
+
+@app.command()
+def enrol(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write the meter's requests to.")] = None,
+    certificates: Annotated[
+        Path | None, typer.Option(help="Folder of the certificates TITLE.PROFILE.pem that the authority issued.")
+    ] = None,
+) -> None:
+    """Let a meter make key pairs and write its requests (--out), or import its certificates (--certificates)."""
+    if (out is None) == (certificates is None):
+        raise InputError("an enrolment has two halves", hint="give --out, and after pki issue --certificates")
+    with party_worker() as worker:
+        if out is not None:
+            _show_enrolled(worker.call(request_certificates, meter, out.resolve()))
+        elif certificates is not None:
+            _show_enrolled(worker.call(import_certificates, meter, certificates.resolve()))
+
+
+@app.command()
+def remove_certificate(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    profile: Annotated[str, typer.Argument(help="digital-signature, key-agreement or tls.")],
+) -> None:
+    """Let a meter forget its own certificate of a profile, which is not used from then on."""
+    with party_worker() as worker:
+        _show_enrolled(worker.call(forget_certificate, meter, profile))
+
+
+def _show_enrolled(done: Sequence[Enrolled]) -> None:
+    columns = ("meter", "profile", "state", "serial", "file")
+    rows = [
+        dict(zip(columns, (item.meter, item.profile, item.state, item.serial or None, item.path), strict=True))
+        for item in done
+    ]
+    show(rows, columns)
 
 
 @app.command()

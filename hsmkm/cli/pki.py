@@ -10,9 +10,11 @@ import typer
 
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.steps import certify
+from hsmkm.steps.ceremony import create_root_with_transcript
+from hsmkm.steps.expiry import due_certificates, due_lists
 from hsmkm.steps.issue import issue as issue_requests
 from hsmkm.steps.issue import issue_without_end
-from hsmkm.steps.party import open_listing
+from hsmkm.steps.party import open_listing, utc_now
 from hsmkm.store import certificates
 
 app = typer.Typer(help="Certificates: authorities, requests, issue, revocation, trust.", no_args_is_help=True)
@@ -30,10 +32,19 @@ def _show(made: Sequence[certify.Made]) -> None:
 
 
 @app.command()
-def create_root(name: Annotated[str, typer.Argument(help="The root's name.")], curve: Curve = "P-384") -> None:
+def create_root(
+    name: Annotated[str, typer.Argument(help="The root's name.")],
+    curve: Curve = "P-384",
+    transcript: Annotated[
+        Path | None, typer.Option(help="File for the transcript of the ceremony, to be signed on paper.")
+    ] = None,
+) -> None:
     """Make a root authority: its key in the token, and a self-signed certificate."""
     with party_worker() as worker:
-        _show([worker.call(certify.create_root, name, curve)])
+        if transcript is None:
+            _show([worker.call(certify.create_root, name, curve)])
+        else:
+            _show([worker.call(create_root_with_transcript, name, curve, transcript.resolve())])
 
 
 @app.command()
@@ -114,6 +125,28 @@ def revoke(
     """Revoke a certificate that this authority issued; publish a new CRL afterwards."""
     with party_worker() as worker:
         _show([worker.call(certify.revoke, certificate.resolve(), reason)])
+
+
+@app.command()
+def expiring(
+    days: Annotated[int, typer.Option(min=0, max=3660, help="Also what ends within so many days.")] = 30,
+) -> None:
+    """Name what has ended or soon will, and what is due for renewal: two thirds of its life are over."""
+    home = frame().home
+    with open_listing(home) as store, store.read() as tx:
+        found = [*due_certificates(tx, utc_now(), days), *due_lists(home, utc_now(), days)]
+    rows = [
+        {
+            "owner": item.owner,
+            "profile": item.profile,
+            "source": item.source,
+            "state": item.state,
+            "not_after": item.not_after,
+            "serial": item.serial or None,
+        }
+        for item in found
+    ]
+    show(rows, ("owner", "profile", "source", "state", "not_after", "serial"))
 
 
 @app.command(name="list")

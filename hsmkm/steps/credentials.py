@@ -20,13 +20,11 @@ from hsmkm.dlms.settings import DedicatedKey
 from hsmkm.dlms.types import Mechanism
 from hsmkm.errors import RefusedError
 from hsmkm.meter_model import MeterModel
-from hsmkm.pki.certificates import parse_certificate, public_key
+from hsmkm.pki.certificates import public_key
 from hsmkm.pki.profiles import DIGITAL_SIGNATURE
-from hsmkm.pki.slots import Slot, curve_for, curve_of
-from hsmkm.steps.certify import trust_of
-from hsmkm.steps.party import Party, utc_now
-from hsmkm.store import certificates
-from hsmkm.store.certificates import CertificateRecord, CertificateState
+from hsmkm.pki.slots import Slot, curve_for
+from hsmkm.steps.meter_certificates import meter_certificate
+from hsmkm.steps.party import Party
 from hsmkm.store.key_set import KeySet
 from hsmkm.token.keys import CipherKey, KeyHandle
 from hsmkm.token.secret import digest_secret
@@ -235,24 +233,7 @@ def _slot(suite: int) -> Slot:
 def meter_key(party: Party, system_title: bytes, suite: int) -> CertifiedKey:
     """Find the meter's certified key for digital signatures on its suite's curve.
 
-    Raises RefusedError where there is none, or where the one that lasts longest is not accepted any more.
+    Raises RefusedError where there is none, or where its certificate is not accepted any more.
     """
     title = system_title.hex().upper()
-    with party.store.read() as tx:
-        listed = certificates.listing(tx, owner=title, profile=DIGITAL_SIGNATURE.name)
-    for record in listed:
-        if record.state is CertificateState.VALID and (found := _accepted(party, record, title, suite)):
-            return found
-    raise RefusedError(
-        f"meter {title} has no certificate for digital signatures on {curve_for((suite,))}",
-        hint="enrol the meter, or import its certificate",
-    )
-
-
-def _accepted(party: Party, record: CertificateRecord, title: str, suite: int) -> CertifiedKey | None:
-    certificate = parse_certificate(record.der, f"the certificate of meter {title}")
-    public = public_key(certificate)
-    if curve_of(public) != curve_for((suite,)):
-        return None
-    trust_of(party).check(certificate, (), DIGITAL_SIGNATURE.name, utc_now(), title)
-    return CertifiedKey(public)
+    return CertifiedKey(public_key(meter_certificate(party, title, DIGITAL_SIGNATURE.name, suite)))

@@ -21,6 +21,7 @@ from hsmkm.store.certificates import CertificateRecord, CertificateState, Source
 from hsmkm.store.store import Transaction
 
 METER_PROFILES = ("digital-signature", "key-agreement", "tls")
+_FOR = dict(zip(METER_PROFILES, ("digital signatures", "key agreement", "TLS"), strict=True))
 
 
 def meter_certificate(party: Party, title: str, profile: str, suite: int) -> x509.Certificate:
@@ -36,7 +37,7 @@ def meter_certificate(party: Party, title: str, profile: str, suite: int) -> x50
             check_meter_certificate(party, certificate, (), (title, profile, suite))
             return certificate
     raise RefusedError(
-        f"meter {title} has no certificate of the profile {profile} on {curve_for((suite,))}",
+        f"meter {title} has no certificate for {_FOR[profile]} on {curve_for((suite,))}",
         hint=f"hsmkm meter enrol {title}",
     )
 

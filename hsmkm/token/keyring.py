@@ -145,6 +145,24 @@ class Keyring:
             raise IntegrityError(f"the key {kind}:{number} is not what it was", hint="the token was exchanged")
 
 
+_TOLD = (
+    Attribute.TOKEN,
+    Attribute.PRIVATE,
+    Attribute.LOCAL,
+    Attribute.SENSITIVE,
+    Attribute.ALWAYS_SENSITIVE,
+    Attribute.EXTRACTABLE,
+    Attribute.NEVER_EXTRACTABLE,
+    Attribute.MODIFIABLE,
+    Attribute.COPYABLE,
+    Attribute.SIGN,
+    Attribute.SIGN_RECOVER,
+    Attribute.DECRYPT,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+)
+
+
 class KeyPairs:
     """The EC key pairs of the token, each of one use."""
 
@@ -237,6 +255,11 @@ class KeyPairs:
         if public != private:
             raise IntegrityError(f"the halves of the key {label} do not belong together", hint="do not use it")
         return private
+
+    def told(self, label: str) -> dict[str, bool]:
+        """Read what a private key may do and how it came about, as the token tells it, by the names of PKCS#11."""
+        found = self._found(label, ObjectClass.PRIVATE_KEY)
+        return {f"CKA_{each.name}": any(self._session.cryptoki.read(found, each)) for each in _TOLD}
 
     def _found(self, label: str, of_class: ObjectClass) -> int:
         found = self._find(label, of_class)

@@ -82,6 +82,11 @@ class TokenSession:
             _wrong_pins.add(source)
             raise
 
+    @property
+    def module_path(self) -> str:
+        """The file of the PKCS#11 module that is loaded."""
+        return self._module.path
+
     def template(self, listed: Attributes) -> Template:
         """Lay out attributes, without those that this token cannot store."""
         unstored = self.profile.unstored

@@ -118,6 +118,10 @@ class Vault:
         """Tell whether the token has a private key of this label."""
         return self.key_pairs.exists(label)
 
+    def key_attributes(self, label: str) -> dict[str, bool]:
+        """Read the attributes of a private key from the token, for a record on paper; RefusedError if it has none."""
+        return self.key_pairs.told(label)
+
     def public_key(self, label: str) -> ec.EllipticCurvePublicKey:
         """Read the public half of a key pair; RefusedError if there is none of this label."""
         return self.key_pairs.public(label)

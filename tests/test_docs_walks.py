@@ -1,0 +1,78 @@
+"""The walk-throughs of enrolment and ceremony: each command is run, and prints what the page shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+
+from hsmkm.pki.certificates import read_certificates
+from scripts import readme
+from tests.steps.test_steps_enrol import TITLE, injected
+
+if TYPE_CHECKING:
+    from tests.realm import Realm
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def walk(page: str, variables: dict[str, str], folder: Path) -> list[tuple[readme.Command, readme.Command, int]]:
+    """Run a page's commands with these variables set; give each as shown, as printed, and its exit code."""
+    shown = [command for block in readme.blocks((DOCS / page).read_text(encoding="utf-8")) for command in block]
+    first = readme.Command("; ".join(f"{name}={value}" for name, value in variables.items()), "")
+    done = list(readme.run([first, *shown], folder))[1:]
+    assert len(done) == len(shown)
+    return [
+        (one, readme.Command(two.text, _named(two.output, variables)), code)
+        for one, (two, code) in zip(shown, done, strict=True)
+    ]
+
+
+def _named(output: str, variables: dict[str, str]) -> str:
+    for name, value in variables.items():
+        output = output.replace(value, f"${name}")
+    return output
+
+
+def differences(done: Sequence[tuple[readme.Command, readme.Command, int]]) -> list[str]:
+    wrong = [one.text for one, _, code in done if code != 0]
+    return wrong + [
+        "\n".join([one.text, *readme.comparable(two.output)])
+        for one, two, _ in done
+        if readme.comparable(one.output) != readme.comparable(two.output)
+    ]
+
+
+@pytest.mark.slow
+def test_the_enrolment_goes_as_its_page_says(realm: Realm, tmp_path: Path) -> None:
+    with injected(realm, 1):
+        done = walk("enrolment.md", {"LAB": str(realm.folder), "METER": TITLE}, tmp_path)
+    assert differences(done) == []
+
+
+@pytest.mark.slow
+def test_the_ceremony_goes_as_its_page_says_and_leaves_a_transcript(tmp_path: Path) -> None:
+    folder = tmp_path / "ceremony"
+    folder.mkdir()
+    assert differences(walk("ceremony.md", {"CEREMONY": str(folder)}, tmp_path)) == []
+    text = (folder / "transcript.txt").read_text(encoding="utf-8")
+    root = read_certificates(folder / "authority" / "certificates" / "root.pem")[0]
+    squeezed = text.replace(" ", "")
+    assert root.fingerprint(hashes.SHA256()).hex().upper() in squeezed
+    assert f"{root.serial_number:X}" in text
+    assert "CKA_NEVER_EXTRACTABLE  true" in text
+    assert (folder / "authority" / "token" / "pin").read_text(encoding="utf-8").strip() not in text
+    assert hashlib.sha256(text.encode()).hexdigest() in _audited(folder / "authority")
+
+
+def _audited(home: Path) -> str:
+    from hsmkm.steps.party import open_listing  # noqa: PLC0415 - the store is opened here only
+    from hsmkm.store import audit  # noqa: PLC0415 - as above
+
+    with open_listing(home) as store, store.read() as tx:
+        return json.dumps([item.detail for item in audit.log(tx)])
