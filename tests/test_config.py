@@ -82,3 +82,52 @@ def test_suites_come_as_a_list_from_the_file_and_with_commas_from_the_environmen
         with pytest.raises(InputError) as caught:
             load_settings(tmp_path, {"HSMKM_PARTY_SUITES": wrong})
         assert "party.suites" in caught.value.faults[0].text
+
+
+def model(path: Path, text: str) -> Path:
+    made = path / "m.toml"
+    made.write_text('flags = ["ABC"]\n' + text)
+    return made
+
+
+def model_faults(path: Path, text: str) -> list[tuple[int, str]]:
+    with pytest.raises(InputError) as caught:
+        read_model(model(path, text))
+    return [(fault.line, fault.text.split(":")[0]) for fault in caught.value.faults]
+
+
+def test_a_model_says_how_its_meters_are_spoken_to(tmp_path: Path) -> None:
+    text = (
+        "suites = [1]\n[authentication]\nmechanism = 3\nallow_weak_digests = true\nsecret_octets = 32\n"
+        '[security_setup]\nversion = 0\n[protection]\npolicy = 3\nform = "general-ded"\n'
+    )
+    made = read_model(model(tmp_path, text))
+    assert (made.authentication.mechanism, made.authentication.secret_octets) == (3, 32)
+    assert (made.protection.policy, made.protection.form) == (3, "general-ded")
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("[authentication]\nmechanism = 2\n", [(3, "authentication.mechanism")]),
+        ("[authentication]\nmechanism = 3\n", [(3, "authentication.mechanism")]),
+        ("[authentication]\nmechanism = 4\nallow_weak_digests = false\n", [(3, "authentication.mechanism")]),
+        ("[authentication]\nmechanism = 7\n", [(3, "authentication.mechanism")]),
+        ("suites = [0, 1]\n[authentication]\nmechanism = 7\n", [(4, "authentication.mechanism")]),
+        ("[authentication]\nmechanism = 0\n", [(3, "authentication.mechanism")]),
+        ("[authentication]\nmechanism = 6\nsecret_octets = 13\n", [(4, "authentication.secret_octets")]),
+        ("[authentication]\nmechanism = 6\nsecret_octets = 72\n", [(4, "authentication.secret_octets")]),
+        ("[security_setup]\nversion = 2\n", [(3, "security_setup.version")]),
+        ("[security_setup]\nversion = 0\n[protection]\npolicy = 4\n", [(5, "protection.policy")]),
+        ("[protection]\npolicy = 3\n", [(3, "protection.policy")]),
+        ("[protection]\npolicy = 0x6c0\n", [(3, "protection.policy")]),
+        ("[protection]\npolicy = 0x90\n", [(3, "protection.policy")]),
+        ('[protection]\npolicy = "all"\n', [(3, "protection.policy")]),
+        ("[protection]\npolicy = -4\n", [(3, "protection.policy")]),
+        ('[protection]\nform = "general-ciphering"\n', [(3, "protection.form")]),
+    ],
+)
+def test_what_a_model_cannot_mean_is_a_fault_of_its_line(
+    tmp_path: Path, text: str, faults: list[tuple[int, str]]
+) -> None:
+    assert model_faults(tmp_path, text) == faults

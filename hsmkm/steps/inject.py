@@ -26,8 +26,8 @@ from hsmkm.steps.renew import (
     shares_keys,
     start,
     was_sent,
-    with_probe,
 )
+from hsmkm.steps.stages import with_probe
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter

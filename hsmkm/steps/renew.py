@@ -48,10 +48,11 @@ from hsmkm.steps.communicate import (
     find_meter,
     initial_key_set,
 )
-from hsmkm.steps.credentials import Pair, new_key, open_key, refuse_unproved, secret_roles
+from hsmkm.steps.credentials import Pair, new_key, open_key, secret_roles
 from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
 from hsmkm.steps.party import Party
 from hsmkm.steps.secret_change import secret_request
+from hsmkm.steps.stages import Stage, plan, with_probe
 from hsmkm.store import counters, intents, key_sets, key_states, renewals
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
@@ -82,32 +83,6 @@ class InDoubtError(PartlyDoneError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One key_transfer: the keys it carries, and whether the fresh master key wraps them; or one change of a secret."""
-
-    roles: tuple[MeterRole, ...]
-    under_fresh: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name in the store: roles with plus signs between, `probe` for the GBEK under the fresh master key."""
-        return "probe" if self.under_fresh else "+".join(role.value for role in self.roles)
-
-    @property
-    def proved_by_association(self) -> bool:
-        """Tell whether a new association shows that the meter took the keys."""
-        return any(role in (KeyRole.GUEK, KeyRole.GAK, *SecretRole) for role in self.roles)
-
-    def pair_after(self, pair: Pair, fresh: KeySet) -> Pair:
-        """Give the pair in force when the meter took this stage's keys."""
-        return Pair(
-            fresh if KeyRole.GUEK in self.roles else pair.guek,
-            fresh if KeyRole.GAK in self.roles else pair.gak,
-            fresh if any(role in self.roles for role in SecretRole) else pair.secret,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a piece of work on one meter ended."""
 
@@ -116,36 +91,6 @@ class Outcome:
     generation: int
     detail: str
     error: HsmkmError | None = None
-
-
-def plan(model: MeterModel, roles: tuple[MeterRole, ...]) -> tuple[Stage, ...]:
-    """Order the key transfers that a renewal of these keys takes."""
-    with_master = KeyRole.MASTER in roles
-    first = [KeyRole(name) for name in model.key_transfer.order if KeyRole(name) in roles]
-    if with_master:
-        first = [role for role in first if role is not KeyRole.GBEK]
-    groups = [tuple(first)] if model.key_transfer.array else [(role,) for role in first]
-    stages = [Stage(group) for group in groups if group]
-    if with_master:
-        stages += [Stage((KeyRole.MASTER,)), Stage((KeyRole.GBEK,), under_fresh=True)]
-    stages += [Stage((role,)) for role in SecretRole if role in roles]
-    return tuple(stages)
-
-
-def with_probe(model: MeterModel, roles: tuple[MeterRole, ...]) -> tuple[MeterRole, ...]:
-    """Add the GBEK that proves a new master key; RefusedError where the model cannot change or prove these keys."""
-    refuse_unproved(model)
-    strange = [role for role in SecretRole if role in roles and role not in secret_roles(model)]
-    if strange:
-        mechanism = model.authentication.mechanism
-        raise RefusedError(f"mechanism {mechanism} of model {model.name} has no {strange[0]} secret")
-    if KeyRole.MASTER not in roles:
-        return roles
-    if not model.key_transfer.master_changeable:
-        raise RefusedError(
-            f"model {model.name} cannot change its master key over DLMS", hint="leave the master key out of the renewal"
-        )
-    return tuple(dict.fromkeys((*roles, KeyRole.GBEK)))
 
 
 @dataclass(slots=True)

@@ -42,8 +42,8 @@ from hsmkm.steps.renew import (
     prove_old_refused,
     switch,
     transfer_payload,
-    with_probe,
 )
+from hsmkm.steps.stages import with_probe
 from hsmkm.store import intents, key_sets, renewals
 from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState

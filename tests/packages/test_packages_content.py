@@ -24,7 +24,7 @@ from hsmkm.packages.content import (
 )
 from hsmkm.packages.fields import time_text
 from hsmkm.packages.strict_json import canonical, parse
-from hsmkm.token.types import KeyRole
+from hsmkm.token.types import KeyRole, SecretRole
 
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 HEADER = PackageHeader(
@@ -220,6 +220,21 @@ def test_purposes_say_which_keys_there_are() -> None:
     assert "there are no keys" in faults_of(PackageContent(HEADER, b"", (entry(keys=()),)))
     relay = PackageContent(distribution, b"", (entry(keys=()),))
     assert parse_content(relay.encode()) == relay
+
+
+@pytest.mark.parametrize("suite", [0, 1, 2])
+@pytest.mark.parametrize("octets", [16, 24, 48, 72])
+def test_secrets_have_lengths_of_their_own_in_every_suite(suite: int, octets: int) -> None:
+    made = entry(suite=suite)
+    secrets = tuple(WrappedKey(role, token_bytes(16), token_bytes(octets), Under.PACKAGE) for role in SecretRole)
+    whole = content(replace(made, keys=(*made.keys, *secrets)))
+    assert parse_content(whole.encode()) == whole
+
+
+@pytest.mark.parametrize("octets", [0, 8, 15, 21, 23, 80])
+def test_a_secret_of_another_length_has_no_form(octets: int) -> None:
+    secret = WrappedKey(SecretRole.HLS, token_bytes(16), token_bytes(octets), Under.PACKAGE)
+    assert "meters[0].keys.hls.wrapped is not" in faults_of(content(replace(entry(), keys=(secret,))))
 
 
 def test_ten_thousand_meters_are_the_most() -> None:

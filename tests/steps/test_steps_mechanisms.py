@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +17,19 @@ from hsmkm.link.client import MeterRefusedError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.simulator.behaviour import Fault, MeterSettings
 from hsmkm.steps.communicate import read
+from hsmkm.steps.deliver import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
+from hsmkm.steps.receive import receive_file
 from hsmkm.steps.renew import renew
 from hsmkm.steps.resolve import resolve
-from hsmkm.store import certificates, key_sets
+from hsmkm.store import certificates, key_sets, meters
 from hsmkm.store.certificates import CertificateState
 from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 from tests.field import ENERGY
 from tests.mechanisms import SECRETS, TITLE, Line, import_model, set_up, under_initial_keys, write_model
+from tests.proofs.held import hold, wait_held
+from tests.proofs.search import Needles
 from tests.realm import Realm
 
 CASES = [(mechanism, suite) for mechanism in (1, 3, 4, 5, 6) for suite in (0, 1, 2)] + [(7, 1), (7, 2)]
@@ -137,7 +144,7 @@ def test_mechanism_7_takes_the_meters_certificate_while_it_is_in_force(realm: Re
         with party.store.begin("meter-certificate-revoked", TITLE, {}) as tx:
             (record,) = certificates.listing(tx, owner=TITLE)
             certificates.set_state(tx, record.fingerprint, CertificateState.REVOKED)
-        with pytest.raises(RefusedError, match="no certificate for digital signatures"):
+        with pytest.raises(RefusedError, match="has no certificate"):
             energy(party)
 
 
@@ -180,6 +187,43 @@ def test_a_secret_is_never_written_in_clear_into_store_or_package(realm: Realm, 
     for value in (initial, held_secret(line)):
         forms = (value, value.hex().encode(), value.hex().upper().encode(), base64.b64encode(value))
         assert [path for path in written if _holds(path, forms)] == []
+
+
+@pytest.mark.parametrize(("mechanism", "suite"), [(1, 0), (6, 2)])
+def test_a_delivered_secret_opens_an_association_for_the_utility(realm: Realm, mechanism: int, suite: int) -> None:
+    line = set_up(realm, mechanism, suite)
+    shutil.copytree(realm.home("factory") / "models", realm.home("utility") / "models")
+    with line.meter() as address:
+        with realm.open("factory") as party:
+            inject(party, TITLE, address)
+            sent = export(party, "delivery", "utility", (TITLE,), None)
+        with realm.open("utility") as party:
+            receive_file(party, sent.path)
+            _moved(party, address)
+            assert energy(party) == 123_456
+            (outcome,) = renew(party, [TITLE], (ROLES[SECRETS[mechanism]],))
+            assert outcome.state == "active"
+            assert energy(party) == 123_456
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", [1, 6])
+def test_the_orchestrating_process_never_holds_a_secret(realm: Realm, mechanism: int) -> None:
+    line = set_up(realm, mechanism, 0)
+    initial = held_secret(line)
+    with line.meter() as address, hold(realm, "factory", "meter", "inject", TITLE, "--address", address) as held:
+        wait_held(held)
+        assert held_secret(line) != initial
+        needles = Needles({"secret": held_secret(line)})
+        assert needles.in_memory(os.getpid()), "the virtual meter has it in this process"
+        assert needles.in_memory(held.process) == set()
+        assert needles.in_command(held.process) == set()
+    assert held.exit_code == 0, held.stderr
+
+
+def _moved(party: Party, address: str) -> None:
+    with party.store.begin("meter-address", TITLE, {}) as tx:
+        meters.update(tx, replace(meters.require(tx, bytes.fromhex(TITLE)), address=address))
 
 
 def _holds(path: Path, forms: tuple[bytes, ...]) -> bool:

@@ -13,7 +13,7 @@ from hsmkm.store.key_set import pack, unpack
 from hsmkm.store.key_sets import KeySet, KeySetRef, KeyState, StoredKey
 from hsmkm.store.models import ModelKeys
 from hsmkm.store.store import Store
-from hsmkm.token.types import KeyRole, Mac
+from hsmkm.token.types import KeyRole, Mac, SecretRole
 
 if TYPE_CHECKING:
     from tests.store.conftest import Factory, SoftwareAuthenticator
@@ -260,3 +260,21 @@ def test_key_sets_sort_and_read_well() -> None:
     title = b"UTI\x00\x00\x00\x00\x01"
     assert KeySetRef(title, 0, 1, 1) < KeySetRef(title, 0, 1, 2)
     assert str(KeySetRef(title, 0, 1, 2)) == "5554490000000001/0/1/2"
+
+
+@pytest.mark.parametrize("octets", [8, 16, 64])
+@pytest.mark.parametrize("suite", [0, 2])
+def test_secrets_are_packed_by_numbers_of_their_own_whatever_the_suite(
+    factory: Factory, octets: int, suite: int
+) -> None:
+    keys = tuple(StoredKey(role, bytes([number]) * 16, bytes(octets + 8)) for number, role in enumerate(SecretRole))
+    key_set = KeySet(KeySetRef(factory.meter().system_title, 0, 1, 1), suite, 1, KeyState.PRE_ACTIVE, keys)
+    assert {key.role for key in unpack(pack(key_set.keys), "row")} == set(SecretRole)
+    assert sorted(pack((key,))[0] for key in keys) == [4, 5]
+
+
+@pytest.mark.parametrize("octets", [7, 12, 72])
+def test_a_secret_of_another_length_is_refused(factory: Factory, octets: int) -> None:
+    key = StoredKey(SecretRole.LLS, bytes(16), bytes(octets + 8))
+    with pytest.raises(RefusedError, match="multiple of 8"):
+        KeySet(KeySetRef(factory.meter().system_title, 0, 1, 1), 0, 1, KeyState.PRE_ACTIVE, (key,))
