@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -44,8 +45,25 @@ def test_seven_steps_are_told_as_readme_shows_them_and_everything_is_kept(tmp_pa
     assert {path.stem for path in (keep / "packages").glob("*.p7m")} == purposes
     assert {path.stem for path in (keep / "receipts").glob("*.p7m")} <= purposes
     assert len(purposes) - 1 == len(list((keep / "receipts").glob("*.p7m"))), "all but the injection are receipted"
-    assert not (keep / "initial.keys").exists()
+    assert not list(keep.glob("initial-*.keys"))
     assert {path.stat().st_mode & 0o777 for path in (keep / "meters").iterdir()} == {0o600}
+    assert sorted(suite for suite, _ in held(keep)) == [0, 1, 2], "without --suite the fleet is mixed"
+
+
+def held(keep: Path) -> list[tuple[int, set[int]]]:
+    """The suite of each meter in a kept folder, and the lengths of the keys that it holds."""
+    states = [json.loads(path.read_text()) for path in (keep / "meters").iterdir()]
+    return [(state["suite"], {len(value) // 2 for value in state["keys"].values()}) for state in states]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "octets"), [(0, 16), (1, 16), (2, 32)])
+def test_each_suite_by_itself_goes_through_the_seven_steps(tmp_path: Path, suite: int, octets: int) -> None:
+    keep = tmp_path / "kept"
+    done = run("--suite", str(suite), "--meters", "1", "--keep", str(keep), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "7 of 7 steps"
+    assert held(keep) == [(suite, {octets})]
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
@@ -56,10 +74,10 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_suites_that_no_model_has_are_refused(tmp_path: Path) -> None:
-    done = run("--suite", "1", home=tmp_path)
+def test_a_suite_that_the_standard_does_not_have_is_refused(tmp_path: Path) -> None:
+    done = run("--suite", "3", home=tmp_path)
     assert done.returncode == 2
-    assert "not supported yet" in done.stderr
+    assert "invalid choice: 3" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

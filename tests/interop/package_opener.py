@@ -1,4 +1,4 @@
-"""A recipient of key packages whose key-agreement key a test holds, so that it sees which keys a party gives away.
+"""A recipient of key packages whose key-agreement keys a test holds, so that it sees which keys a party gives away.
 
 The keys are opened with cryptography and not with a token: ECDH, the KDF of X9.63, AES key unwrap.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from cryptography.hazmat.primitives.serialization import (
@@ -29,46 +29,49 @@ from hsmkm.steps.register_party import PartyPlan, register_party
 from tests.realm import Realm
 
 NAME, TITLE = "opener", "4F50450000000099"
+CURVES = {"key-agreement": ec.SECP256R1(), "key-agreement-p384": ec.SECP384R1()}
+HASHES = {"secp256r1": SHA256(), "secp384r1": SHA384()}
 
 Keys = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class PackageOpener:
-    """A second utility of the factory, with its private key in a file."""
+    """A second utility of the factory, with a private key on each curve in files."""
 
-    key: ec.EllipticCurvePrivateKey
+    keys: tuple[ec.EllipticCurvePrivateKey, ...]
 
     @classmethod
     def join(cls, realm: Realm) -> PackageOpener:
-        """Certify a new key and register its holder with the factory."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        """Certify new keys and register their holder with the factory."""
         requests, issued = realm.folder / "requests" / NAME, realm.folder / "certificates" / NAME
         requests.mkdir(parents=True)
-        request = build_request(key, "key-agreement", TITLE)
-        (requests / "key-agreement.csr").write_bytes(request.public_bytes(Encoding.PEM))
+        for slot, curve in CURVES.items():
+            key = ec.generate_private_key(curve)
+            request = build_request(key, "key-agreement", TITLE)
+            (requests / f"{slot}.csr").write_bytes(request.public_bytes(Encoding.PEM))
+            pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            (realm.folder / f"opener-{slot}.pem").write_bytes(pem)
         with realm.open("authority") as party:
             issue(party, requests, issued)
         with realm.open("factory") as party:
             register_party(party, PartyPlan(NAME, "utility", (), "", "", issued))
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        (realm.folder / "opener.pem").write_bytes(pem)
-        return cls(key)
+        return cls.of(realm)
 
     @classmethod
     def of(cls, realm: Realm) -> PackageOpener:
         """Find the opener that joined the realm this one is a copy of."""
-        key = load_pem_private_key((realm.folder / "opener.pem").read_bytes(), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return cls(key)
+        keys = [load_pem_private_key((realm.folder / f"opener-{slot}.pem").read_bytes(), None) for slot in CURVES]
+        return cls(tuple(key for key in keys if isinstance(key, ec.EllipticCurvePrivateKey)))
 
     def open(self, path: Path) -> dict[str, Keys]:
         """Give the keys of every meter in a package, by title and role."""
         content = inspect_package(path.read_bytes()).content
         info = parse_recipient_info(content.recipient_info)
-        ephemeral = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), info.point)
-        agreed = self.key.exchange(ec.ECDH(), ephemeral)
-        package_key = aes_key_unwrap(X963KDF(SHA256(), 32, shared_info(info.ukm)).derive(agreed), info.wrapped)
+        (key,) = [key for key in self.keys if len(info.point) == 1 + 2 * (key.key_size // 8)]
+        agreed = key.exchange(ec.ECDH(), ec.EllipticCurvePublicKey.from_encoded_point(key.curve, info.point))
+        kdf = X963KDF(HASHES[key.curve.name], 32, shared_info(info.ukm))
+        package_key = aes_key_unwrap(kdf.derive(agreed), info.wrapped)
         return {
             entry.system_title.hex().upper(): {
                 key.role.value: aes_key_unwrap(package_key, key.wrapped) for key in entry.keys

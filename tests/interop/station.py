@@ -49,6 +49,7 @@ class Station:
 
     realm: Realm
     start_meter: StartMeter
+    suite: int = 0
 
     @property
     def folder(self) -> Path:
@@ -59,10 +60,11 @@ class Station:
 
     def start(self, title: str, *options: str) -> int:
         """Start a meter with the model's initial keys, or with what its state file says, and give its port."""
-        keys = self.realm.initial_keys()
+        keys = self.realm.initial_keys(self.suite)
         names = {"guek": "--guek", "gbek": "--gbek", "gak": "--gak", "master": "--kek"}
         initial = [text for role, name in names.items() for text in (name, keys[role].hex())]
-        return self.start_meter("--system-title", title, "--state", str(self.state_file(title)), *initial, *options)
+        known = ("--system-title", title, "--suite", str(self.suite), "--state", str(self.state_file(title)))
+        return self.start_meter(*known, *initial, *options)
 
     def meter_keys(self, title: str) -> Keys:
         """Read what the meter holds from its state file."""
@@ -105,19 +107,19 @@ class Station:
             meters.update(tx, replace(meter, address=f"127.0.0.1:{port}"))
 
 
-def build_station(realm: Realm, start_meter: StartMeter) -> Station:
-    """Let an opener join, provision two meters and inject the second."""
-    station = Station(realm, start_meter)
+def build_station(realm: Realm, start_meter: StartMeter, suite: int = 0) -> Station:
+    """Let an opener join, provision two meters of a suite and inject the second."""
+    station = Station(realm, start_meter, suite)
     PackageOpener.join(realm)
     port = station.start(INJECTED)
     with realm.open("factory") as party:
-        provision(party, realm.order(*SERIALS), "line")
+        provision(party, realm.order(*SERIALS, suite=suite), "line")
         inject(party, INJECTED, f"127.0.0.1:{port}")
     return station
 
 
 @contextmanager
-def stranger(port: int, title: str, keys: Keys) -> Iterator[Client]:
+def stranger(port: int, title: str, keys: Keys, suite: int = 0) -> Iterator[Client]:
     """Associate as a client that is not hsmkm's, with keys in memory."""
     with TcpLink("127.0.0.1", port, 20) as link:
         client = Client(link, Association(public()))
@@ -132,7 +134,7 @@ def stranger(port: int, title: str, keys: Keys) -> Iterator[Client]:
         client_title=STRANGER,
         server_title=SystemTitle.parse(title),
         mechanism=Mechanism.HLS_GMAC,
-        suite=SecuritySuite.SUITE_0,
+        suite=SecuritySuite(suite),
         key=SoftwareKeys(keys["guek"], keys["gak"]),
         counter=counter,
         receive_counter=SoftwareReceiveCounter(),

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_CURVES = {65: ("prime256v1", "sha256"), 97: ("secp384r1", "sha384")}
+"""Curve and hash by the length of a point in octets (RFC 5753 section 7.1.4)."""
+
 _WRAP_IV = "a6a6a6a6a6a6a6a6"  # RFC 3394 section 2.2.3.1
 _LINE = re.compile(r"\s*(\d+):d=\d+\s+hl=(\d+)\s+l=\s*(\d+)\s+\w+:\s+(.+?)\s*(?:\[HEX DUMP\])?(?::(.*))?$")
 
@@ -86,8 +89,9 @@ def agreed_key(folder: Path, recipient_info: bytes, private_key: Path) -> tuple[
     parts = elements(recipient_info)
     names = [part.text for part in parts if part.kind == "OBJECT"]
     assert names[0] == "id-ecPublicKey"
-    assert names[1:3] == ["dhSinglePass-stdDH-sha256kdf-scheme", "id-aes256-wrap"]
     (point,) = [part.value for part in parts if part.kind == "BIT STRING"]
+    curve, digest = _CURVES[len(point) - 1]
+    assert names[1:3] == [f"dhSinglePass-stdDH-{digest}kdf-scheme", "id-aes256-wrap"]
     ukm, wrapped = [part.value for part in parts if part.kind == "OCTET STRING"]
     spki = generated(
         folder,
@@ -97,7 +101,7 @@ def agreed_key(folder: Path, recipient_info: bytes, private_key: Path) -> tuple[
         f"key=FORMAT:HEX,BITSTRING:{point[1:].hex()}",
         "[algorithm]",
         "type=OID:id-ecPublicKey",
-        "curve=OID:prime256v1",
+        f"curve=OID:{curve}",
     )
     openssl("pkey", "-pubin", "-inform", "DER", "-out", folder / "ephemeral.pem", given=spki)
     secret = openssl("pkeyutl", "-derive", "-inkey", private_key, "-peerkey", folder / "ephemeral.pem")
@@ -111,7 +115,7 @@ def agreed_key(folder: Path, recipient_info: bytes, private_key: Path) -> tuple[
         "[wrap]",
         "algorithm=OID:id-aes256-wrap",
     )
-    options = ["digest:SHA256", f"hexsecret:{secret.hex()}", f"hexinfo:{info.hex()}"]
+    options = [f"digest:{digest}", f"hexsecret:{secret.hex()}", f"hexinfo:{info.hex()}"]
     asked = [word for option in options for word in ("-kdfopt", option)]
     return openssl("kdf", "-keylen", "32", "-binary", *asked, "X963KDF"), ukm, wrapped
 

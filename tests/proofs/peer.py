@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hsmkm.pki.requests import build_request
+from hsmkm.pki.slots import P256, P384, Slot
 from hsmkm.steps.issue import issue
 from tests.realm import HSMKM, Realm, running, title_of
 
@@ -21,35 +22,37 @@ PATIENCE = 180.0
 _WRAPPER_OCTETS = 8
 _GLO_ACTION = b"\xcb"
 PACKAGE_PROFILES = ("key-agreement", "package-signing")
+CURVES = {P256: ec.SECP256R1(), P384: ec.SECP384R1()}
 
 
-def add_pem_party(realm: Realm, name: str, role: str, title: str, to: str) -> Path:
+def add_pem_party(realm: Realm, name: str, role: str, title: str, to: str, curve: str = P256) -> Path:
     """Certify a party with keys in PEM files, register it with `to`, and give its private key-agreement key."""
     folder = realm.folder / "pem" / name
     folder.mkdir(parents=True)
     for profile in PACKAGE_PROFILES:
-        key = ec.generate_private_key(ec.SECP256R1())
-        path = folder / f"{profile}.key"
+        key = ec.generate_private_key(CURVES[curve])
+        slot = Slot(profile, curve).name
+        path = folder / f"{slot}.key"
         path.touch(0o600)
         path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         subject = title if profile == "key-agreement" else name
         request = build_request(key, profile, subject)
-        (folder / f"{profile}.csr").write_bytes(request.public_bytes(Encoding.PEM))
+        (folder / f"{slot}.csr").write_bytes(request.public_bytes(Encoding.PEM))
     with realm.open("authority") as party:
         issue(party, folder, folder)
     realm.rows(to, "party", "add", name, "--role", role, "--certificates", str(folder))
-    return folder / "key-agreement.key"
+    return folder / f"{Slot('key-agreement', curve).name}.key"
 
 
 @contextmanager
-def virtual_meters(realm: Realm, *serials: int) -> Iterator[dict[int, int]]:
+def virtual_meters(realm: Realm, *serials: int, suite: int = 0) -> Iterator[dict[int, int]]:
     """Run a process of virtual meters with their model's initial keys, and give their ports by serial number."""
     files = [meter_file(realm, serial) for serial in serials]
-    initial = {name: value.hex() for name, value in realm.initial_keys().items()}
+    initial = {name: value.hex() for name, value in realm.initial_keys(suite).items()}
     for serial, path in zip(serials, files, strict=True):
         path.parent.mkdir(exist_ok=True)
         path.touch(0o600)
-        path.write_text(json.dumps({"system_title": title_of(serial), "suite": 0, "keys": initial}))
+        path.write_text(json.dumps({"system_title": title_of(serial), "suite": suite, "keys": initial}))
     command = [str(HSMKM), "simulate", "meter", *map(str, files)]
     with running(command, realm.folder / "meters" / "log") as ports:
         yield dict(zip(serials, ports, strict=True))

@@ -36,7 +36,11 @@ USAGES = {
     PUBLIC: (A.ENCRYPT, A.VERIFY, A.VERIFY_RECOVER, A.WRAP, A.DERIVE),
 }
 SECRET_KEYS = {"storage:1": {A.WRAP, A.UNWRAP}, "gak-storage:1": {A.WRAP, A.UNWRAP}, "integrity:1": {A.SIGN, A.VERIFY}}
-PARTY_PAIRS = {"digital-signature": A.SIGN, "package-signing": A.SIGN, "key-agreement": A.DERIVE}
+PARTY_PAIRS = {
+    f"{profile}{curve}": usage
+    for profile, usage in {"digital-signature": A.SIGN, "package-signing": A.SIGN, "key-agreement": A.DERIVE}.items()
+    for curve in ("", "-p384")
+}
 AUTHORITY_PAIRS = {"ca:root": A.SIGN, "ca:issuing": A.SIGN, "ca:package-issuing": A.SIGN}
 HIDDEN = "sensitive, always sensitive, never extractable, local"
 PARTIES = sorted(ROLES)
@@ -95,7 +99,7 @@ def test_no_secret_ever_was_or_will_be_readable_or_changeable(realm: Realm, name
             if of_class is PUBLIC:
                 assert A.MODIFIABLE not in true_of(party, handle, A.MODIFIABLE), label
                 continue
-            kept_at_birth = {A.COPYABLE} if label == "key-agreement" else set()
+            kept_at_birth = {A.COPYABLE} if label.startswith("key-agreement") else set()
             assert true_of(party, handle, *asked) == always | kept_at_birth, label
             with pytest.raises(TokenRefusedError, match="CKR_ATTRIBUTE_SENSITIVE"):
                 party.vault.session.cryptoki.read(handle, A.VALUE)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hsmkm.pki.slots import P256, P384
 from tests.proofs.openssl import OpensslError, accepts, content_of, elements, open_package
 from tests.proofs.peer import add_pem_party, meter_keys, virtual_meters
 from tests.realm import Realm, copy_realm, title_of
@@ -70,6 +71,25 @@ def test_openssl_alone_opens_the_injection_package_where_only_the_master_key_lie
     for meter in json.loads(content_of(delivered.injection, delivered.root))["meters"]:
         under = {role: key["under"] for role, key in meter["keys"].items()}
         assert under == {"master": "package", "guek": "master", "gbek": "master", "gak": "master"}
+
+
+@pytest.mark.parametrize(("suite", "curve", "octets"), [(1, P256, 16), (2, P384, 32)])
+def test_openssl_alone_opens_packages_of_suites_1_and_2(
+    realm: Realm, tmp_path: Path, suite: int, curve: str, octets: int
+) -> None:
+    line_key = add_pem_party(realm, "pem-line", "line", "4C494E0000000077", "factory", curve)
+    utility_key = add_pem_party(realm, "pem-utility", "utility", "5554490000000077", "factory", curve)
+    order = str(realm.order(SERIALS[0], suite=suite))
+    (made,) = realm.rows("factory", "meter", "provision", order, "--line", "pem-line")
+    with virtual_meters(realm, SERIALS[0], suite=suite) as ports:
+        address = f"127.0.0.1:{ports[SERIALS[0]]}"
+        realm.rows("factory", "meter", "inject", str(SERIALS[0]), "--address", address)
+    (sent,) = realm.rows("factory", "package", "export", str(SERIALS[0]), "--to", "pem-utility")
+    held = meter_keys(realm, SERIALS[0])
+    assert {len(key) for key in held.values()} == {octets}
+    root = realm.folder / "pki" / "root.pem"
+    for package, key in ((made["package"], line_key), (sent["file"], utility_key)):
+        assert open_package(Path(package), root, key, tmp_path) == {title_of(SERIALS[0]): held}
 
 
 def test_every_meter_has_keys_of_its_own_and_none_of_those_it_came_with(delivered: Delivered) -> None:
