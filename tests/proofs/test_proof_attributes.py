@@ -25,7 +25,7 @@ from hsmkm.token import attributes
 from hsmkm.token.keyring import GAK_STORAGE, STORAGE
 from hsmkm.token.profile import load_profile
 from hsmkm.token.template import Template, ffi
-from hsmkm.token.types import KeyRole, Sealed, Use
+from hsmkm.token.types import KeyRole, MeterRole, Sealed, Use
 from tests.realm import ROLES, Realm, title_of
 
 A = Attribute
@@ -197,7 +197,7 @@ class Attacker:
     """Host code with the token's PIN and the database: a party's own session, without the party's manners."""
 
     party: Party
-    sealed: dict[KeyRole, Sealed]
+    sealed: dict[MeterRole, Sealed]
 
     def unwrap(self, role: KeyRole, kind: str, *, sensitive: bool = True) -> int:
         listed = attributes.secret_key(KeyType.AES, frozenset(), on_token=False, sensitive=sensitive, extractable=True)

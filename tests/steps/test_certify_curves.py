@@ -12,6 +12,7 @@ from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.certificates import public_key, read_certificates
 from hsmkm.pki.slots import P256, P384, SLOTS, curve_of
 from hsmkm.steps import certify
+from hsmkm.steps.issue import issue
 from hsmkm.steps.party import open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, write_home
@@ -57,7 +58,7 @@ def requested(realm: Realm, name: str) -> set[str]:
 def issue_and_install(realm: Realm, name: str) -> set[str]:
     folder = realm.folder / "issued"
     with realm.open("authority") as party:
-        certify.issue(party, realm.folder / "requests", folder)
+        issue(party, realm.folder / "requests", folder)
     with realm.open(name) as party:
         certify.place_anchor(party, realm.folder / "pki" / "root.pem")
         certify.update_trust(party, realm.folder / "pki")
@@ -73,7 +74,7 @@ def test_a_home_of_the_first_release_goes_on_under_an_authority_on_p_256(tmp_pat
     make_token(load_settings(realm.home("utility")), ACTOR)
     assert requested(realm, "utility") == ON_P256 | ON_P384
     with realm.open("authority") as party, pytest.raises(InputError) as refused:
-        certify.issue(party, realm.folder / "requests", realm.folder / "more")
+        issue(party, realm.folder / "requests", realm.folder / "more")
     assert {Path(fault.source).stem for fault in refused.value.faults} == ON_P384
     assert all("on P-256 certifies none there" in fault.text for fault in refused.value.faults)
     assert not (realm.folder / "more").exists()
@@ -120,7 +121,7 @@ def test_a_request_on_p_256_gets_no_certificate_for_a_place_on_p_384(realm: Real
     requests = realm.folder / "requests" / "utility"
     (requests / "package-signing.csr").rename(requests / "package-signing-p384.csr")
     with realm.open("authority") as party, pytest.raises(InputError) as refused:
-        certify.issue(party, requests, realm.folder / "again")
+        issue(party, requests, realm.folder / "again")
     assert [fault.text for fault in refused.value.faults] == [
         "the key is on P-256, and package-signing-p384 is on P-384"
     ]
