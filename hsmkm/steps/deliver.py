@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,7 +32,9 @@ from hsmkm.packages.send import (
 )
 from hsmkm.pki.certificates import sync_folder
 from hsmkm.pki.slots import P256, Slot, curve_for
+from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import holders, key_sets, meters, models, packages, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
@@ -189,18 +191,28 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
         known = ", ".join(item.value for item in Purpose)
         raise InputError(f"unknown purpose {purpose!r}", hint=f"use one of {known}") from error
     content, reasons = [], []
+    trust = trust_of(party)
     with party.store.read() as tx:
         for meter in _selected(tx, names, order):
             item = _exportable(tx, meter)
             if isinstance(item, str):
                 reasons.append(item)
             else:
-                content.append(outgoing(meter, *item))
+                content.append(_with_certificates(tx, trust, outgoing(meter, *item)))
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
     if not content:
         raise InputError("no meter is selected", hint="name meters, or an order with --order")
     return send(party, kind, to, content)
+
+
+def _with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Outgoing:
+    """Give a meter's certificates along with it, where it is of a suite that has them."""
+    entry = item.entry
+    if entry.suite == 0:
+        return item
+    title = entry.system_title.hex().upper()
+    return replace(item, entry=replace(entry, certificates=accepted_certificates(tx, trust, title, entry.suite)))
 
 
 def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> list[Meter]:

@@ -217,7 +217,7 @@ def _import_reasons(speaking: Conversation, one: _Issued) -> Iterator[str]:
         yield f"{one.profile}: the certificate is not of the key that the meter last asked for"
     try:
         holder = meter.title, one.profile, meter.suite
-        check_meter_certificate(speaking.party, one.leaf, one.authorities, holder)
+        check_meter_certificate(trust_of(speaking.party), one.leaf, one.authorities, holder)
     except HsmkmError as error:
         reasons = error.reasons if isinstance(error, RefusedError) else ()
         yield from (f"{one.profile}: {reason}" for reason in reasons or (error.message,))

@@ -8,12 +8,15 @@ package, and not for an import into the meter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cryptography import x509
 
 from hsmkm.errors import RefusedError
 from hsmkm.pki.certificates import parse_certificate, public_key
+from hsmkm.pki.profiles import PROFILES
 from hsmkm.pki.slots import curve_for, curve_of
+from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import entry, trust_of
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import certificates
@@ -34,7 +37,7 @@ def meter_certificate(party: Party, title: str, profile: str, suite: int) -> x50
     for record in listed:
         certificate = parse_certificate(record.der, f"the {profile} certificate of meter {title}")
         if curve_of(public_key(certificate)) == curve_for((suite,)):
-            check_meter_certificate(party, certificate, (), (title, profile, suite))
+            check_meter_certificate(trust_of(party), certificate, (), (title, profile, suite))
             return certificate
     raise RefusedError(
         f"meter {title} has no certificate for {_FOR[profile]} on {curve_for((suite,))}",
@@ -49,7 +52,7 @@ def in_force(tx: Transaction, title: str, profile: str) -> list[CertificateRecor
 
 
 def check_meter_certificate(
-    party: Party, certificate: x509.Certificate, chain: Sequence[x509.Certificate], holder: tuple[str, str, int]
+    trust: TrustStore, certificate: x509.Certificate, chain: Sequence[x509.Certificate], holder: tuple[str, str, int]
 ) -> None:
     """Accept a certificate for a holder: (title, profile, suite). RefusedError tells every reason against it."""
     title, profile, suite = holder
@@ -58,11 +61,33 @@ def check_meter_certificate(
     if key.curve.name != {"P-256": "secp256r1", "P-384": "secp384r1"}[curve_for((suite,))]:
         reasons.append(f"the key is on {key.curve.name}, and suite {suite} is on {curve_for((suite,))}")
     try:
-        trust_of(party).check(certificate, chain, profile, utc_now(), title)
+        trust.check(certificate, chain, profile, utc_now(), title)
     except RefusedError as error:
         reasons += error.reasons or (error.message,)
     if reasons:
         raise RefusedError(f"the {profile} certificate of meter {title} is not accepted", reasons)
+
+
+def profile_of(certificate: x509.Certificate) -> str:
+    """Name the profile that a meter's certificate is of, by its key usage; RefusedError for none."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        usage = None
+    for name in METER_PROFILES:
+        if usage == PROFILES[name].key_usage():
+            return name
+    raise RefusedError("the key usage of a certificate is that of no profile of meters")
+
+
+def accepted_certificates(tx: Transaction, trust: TrustStore, title: str, suite: int) -> tuple[bytes, ...]:
+    """Give the meter's certificates in force, in DER, for another party; those not accepted any more are left out."""
+    found: list[bytes] = []
+    for record in (record for profile in METER_PROFILES for record in in_force(tx, title, profile)):
+        with suppress(RefusedError):
+            check_meter_certificate(trust, parse_certificate(record.der), (), (title, record.profile, suite))
+            found.append(record.der)
+    return tuple(found)
 
 
 def keep_meter_certificate(tx: Transaction, certificate: x509.Certificate, title: str, profile: str) -> None:

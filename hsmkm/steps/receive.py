@@ -7,8 +7,11 @@ signed after the package is recorded, so that nothing is acknowledged that is no
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from cryptography import x509
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container
@@ -24,10 +27,11 @@ from hsmkm.packages.receive import (
 )
 from hsmkm.packages.registry import StoreRegistry, store_opened
 from hsmkm.packages.send import Signatory
-from hsmkm.pki.certificates import public_key, replace_file
+from hsmkm.pki.certificates import parse_certificate, public_key, replace_file
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
+from hsmkm.steps.meter_certificates import check_meter_certificate, keep_meter_certificate, profile_of
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import key_sets, key_states, meters, packages
 from hsmkm.store.key_set import KeySetRef, KeyState
@@ -37,6 +41,9 @@ from hsmkm.store.store import Transaction
 TAKEN = "taken"
 RECEIPTED = "receipted"
 MAX_PACKAGE = 128 * 1024 * 1024
+
+_Certified = tuple[x509.Certificate, str, str]
+"""A meter's certificate with its title and profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +85,9 @@ def receive(party: Party, data: bytes) -> Taken:
         return _receipted(party, known, data)
     with party.store.read() as tx:
         opened = open_package(party.vault, StoreRegistry(tx), _receiver(party), data, utc_now())
+    certified = _certified(party, opened)
     try:
-        record = _take(party, opened)
+        record = _take(party, opened, certified)
     except RefusedError as error:
         package = opened.header.id
         raise PackageRefusedError(f"package {package} is refused", (error.message,), error.hint, package) from error
@@ -127,7 +135,31 @@ def _answering(party: Party, data: bytes) -> Signatory:
     return signatory(party, curve if own_path(party, Slot("package-signing", curve).name).is_file() else P256)
 
 
-def _take(party: Party, opened: Opened) -> PackageRecord:
+def _certified(party: Party, opened: Opened) -> list[_Certified]:
+    """Judge the meters' certificates as whoever uses them would; PackageRefusedError with every reason against one."""
+    found: list[_Certified] = []
+    reasons: list[str] = []
+    entries = [item.entry for item in opened.meters if item.entry.certificates]
+    trust = trust_of(party) if entries else None
+    for entry in entries:
+        title = entry.system_title.hex().upper()
+        for der in entry.certificates:
+            try:
+                certificate = parse_certificate(der, f"a certificate of meter {title}")
+                profile = profile_of(certificate)
+                if trust is not None:
+                    check_meter_certificate(trust, certificate, (), (title, profile, entry.suite))
+                found.append((certificate, title, profile))
+            except (InputError, RefusedError) as error:
+                told = (error.reasons if isinstance(error, RefusedError) else ()) or (error.message,)
+                reasons += [f"a certificate of meter {title}: {reason}" for reason in told]
+    if reasons:
+        package = opened.header.id
+        raise PackageRefusedError(f"package {package} is refused", tuple(reasons), "", package)
+    return found
+
+
+def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> PackageRecord:
     header = opened.header
     record = PackageRecord(
         id=header.id,
@@ -147,6 +179,8 @@ def _take(party: Party, opened: Opened) -> PackageRecord:
         store_opened(tx, opened)
         for item in opened.meters:
             _follow(tx, item, header.purpose)
+        for certificate, title, profile in certified:
+            keep_meter_certificate(tx, certificate, title, profile)
     return record
 
 

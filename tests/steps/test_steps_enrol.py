@@ -16,17 +16,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hsmkm.dlms.certificates import CertificateType
 from hsmkm.dlms.types import KeyId, SecuritySuite, SystemTitle
 from hsmkm.errors import RefusedError
+from hsmkm.packages.receive import PackageRefusedError
 from hsmkm.pki.certificates import read_certificates
 from hsmkm.pki.requests import build_request
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import MeterState, load, save_to
 from hsmkm.steps import certify
+from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import IMPORT, KEY_PAIR, import_certificates, remove_certificate, request_certificates
 from hsmkm.steps.inject import inject
 from hsmkm.steps.issue import issue
 from hsmkm.steps.meter_certificates import METER_PROFILES, meter_certificate
 from hsmkm.steps.provision import provision
+from hsmkm.steps.receive import receive_file
 from hsmkm.store import certificates, intents
 from hsmkm.store.certificates import CertificateState
 from tests.realm import title_of
@@ -199,3 +202,28 @@ def test_a_meter_of_suite_0_has_no_certificates(realm: Realm) -> None:
         with pytest.raises(RefusedError, match="its suite is 0"):
             request_certificates(party, TITLE, realm.folder / "requests")
         assert not (realm.folder / "requests" / f"{TITLE}.tls.csr").exists()
+
+
+@pytest.mark.slow
+def test_a_meters_certificates_travel_with_its_keys_and_a_revoked_one_refuses_the_package(realm: Realm) -> None:
+    with injected(realm, 1):
+        issued = enrol(realm)
+        with realm.open("factory") as party:
+            early = export(party, "delivery", "utility", (TITLE,), None).path
+        with realm.open("authority") as party:
+            certify.revoke(party, issued / f"{TITLE}.tls.pem", "keyCompromise")
+            certify.publish(party, realm.folder / "pki", 7)
+        with realm.open("utility") as party:
+            certify.update_trust(party, realm.folder / "pki")
+            with pytest.raises(PackageRefusedError) as raised:
+                receive_file(party, early)
+        revoked = f"a certificate of meter {TITLE}: the certificate of '{TITLE}' is revoked"
+        assert raised.value.reasons == (revoked,)
+        with realm.open("factory") as party:
+            certify.update_trust(party, realm.folder / "pki")
+            sent = export(party, "delivery", "utility", (TITLE,), None).path
+        with realm.open("utility") as party:
+            receive_file(party, sent)
+            assert meter_certificate(party, TITLE, "digital-signature", 1).serial_number
+            with pytest.raises(RefusedError, match="no certificate for TLS"):
+                meter_certificate(party, TITLE, "tls", 1)
