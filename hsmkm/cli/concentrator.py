@@ -17,14 +17,14 @@ from hsmkm.errors import InputError
 from hsmkm.link.tls import client_context, server_context
 from hsmkm.steps.communicate import split_listen
 
-app = typer.Typer(
-    help="The concentrator: fetches its packages, relays between head end and meters.", no_args_is_help=True
-)
+app = typer.Typer(help="The concentrator beside the meters.", no_args_is_help=True)
 
 
 @app.command()
 def run() -> None:
-    """Fetch packages from the AIM, take and confirm them, and relay for the head end, until SIGTERM or Ctrl-C.
+    """Fetch packages and relay for the head end.
+
+    Packages from the AIM are taken and confirmed, until SIGTERM or Ctrl-C.
 
     Prints READY and the relay's port on stdout. See the section concentrator in hsmkm.toml.
     """
