@@ -40,6 +40,6 @@ def run() -> None:
     with standing_worker() as worker:
         holder = Holder(worker, section.aim)
         relay = RelaySettings(host, port, server_context(settings.home), holder.authorise, holder.route)
-        aim = Aim(url.hostname, url.port, client_context(settings.home))
+        aim = Aim(url.hostname, url.port, client_context(settings.home, holder.aim_title()))
         run_concentrator(ConcentratorSettings(aim, holder.accept, relay, section.poll_seconds), announce)
     talk("stopped")
