@@ -41,6 +41,8 @@ def doctor() -> None:
     )
     failed = [item for item in findings if not item.ok]
     for item in failed:
+        if item.error is not None:
+            raise item.error
         talk(f"hint: {item.name}: {item.hint}")
     if failed:
         raise TokenRefusedError(f"{len(failed)} of {len(findings)} checks failed", "see the hints above")
