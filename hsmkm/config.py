@@ -147,7 +147,6 @@ class ConcentratorSettings:
     listen: str = "127.0.0.1:4059"
     kind: str = "relay"
     poll_seconds: int = 5
-    network_id: int = 0
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
@@ -156,8 +155,6 @@ class ConcentratorSettings:
             found.append(("kind", f"unknown kind {self.kind!r}: use relay or client"))
         if self.aim_url and not self.aim_url.startswith("https://"):
             found.append(("aim_url", "must start with https://"))
-        if not 0 <= self.network_id <= 255:  # noqa: PLR2004 - one octet of the gateway prefix
-            found.append(("network_id", "must be 0 to 255"))
         if self.poll_seconds < 1:
             found.append(("poll_seconds", "must be 1 or more"))
         return found + _listen_faults(self.listen)

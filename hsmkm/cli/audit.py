@@ -47,7 +47,10 @@ def verify(
         list[Path] | None, typer.Option(help="A signed checkpoint kept elsewhere; repeatable.")
     ] = None,
 ) -> None:
-    """Follow the chain, compare it with checkpoints, and check the rows' MACs; exit code 6 for problems."""
+    """Verify the chain, checkpoints and MACs.
+
+    Exit code 6 for problems.
+    """
     with party_worker() as worker:
         problems = worker.call(verify_audit, tuple(path.resolve() for path in checkpoint or ()))
     show(
@@ -59,7 +62,10 @@ def verify(
 
 @app.command()
 def checkpoint(out: Annotated[Path, typer.Option(help="File to write; keep it elsewhere.")]) -> None:
-    """Sign the newest audit record in the token, so that a chain cut short is found out."""
+    """Sign the newest audit record.
+
+    With it, a chain that was cut short is found out.
+    """
     with party_worker() as worker:
         sequence = worker.call(sign_checkpoint, out.resolve())
     show([{"sequence": sequence, "checkpoint": out}], ("sequence", "checkpoint"))

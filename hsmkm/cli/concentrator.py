@@ -17,14 +17,14 @@ from hsmkm.errors import InputError
 from hsmkm.link.tls import client_context, server_context
 from hsmkm.steps.communicate import split_listen
 
-app = typer.Typer(
-    help="The concentrator: fetches its packages, relays between head end and meters.", no_args_is_help=True
-)
+app = typer.Typer(help="The concentrator beside the meters.", no_args_is_help=True)
 
 
 @app.command()
 def run() -> None:
-    """Fetch packages from the AIM, take and confirm them, and relay for the head end, until SIGTERM or Ctrl-C.
+    """Fetch packages and relay for the head end.
+
+    Packages from the AIM are taken and confirmed, until SIGTERM or Ctrl-C.
 
     Prints READY and the relay's port on stdout. See the section concentrator in hsmkm.toml.
     """
@@ -40,6 +40,6 @@ def run() -> None:
     with standing_worker() as worker:
         holder = Holder(worker, section.aim)
         relay = RelaySettings(host, port, server_context(settings.home), holder.authorise, holder.route)
-        aim = Aim(url.hostname, url.port, client_context(settings.home))
+        aim = Aim(url.hostname, url.port, client_context(settings.home, holder.aim_title()))
         run_concentrator(ConcentratorSettings(aim, holder.accept, relay, section.poll_seconds), announce)
     talk("stopped")

@@ -20,7 +20,10 @@ def check() -> None:
 
 @app.command(name="show")
 def show_settings() -> None:
-    """Show every setting in force, the defaults and the environment's included."""
+    """Show every setting in force.
+
+    The defaults and the environment's are included.
+    """
     settings = frame().settings()
     rows = [
         {"setting": f"{section.name}.{key}", "value": value}

@@ -34,7 +34,10 @@ def provision(
     order: Annotated[Path, typer.Argument(help="Production order, CSV.")],
     line: Annotated[str, typer.Option(help="Party name of the line equipment that the injection package is for.")],
 ) -> None:
-    """Make a unique key set for each meter of a production order, and the injection package for the line equipment."""
+    """Make key sets for a production order.
+
+    Each meter gets a unique one, and the line equipment the injection package.
+    """
     with party_worker() as worker:
         done = worker.call(provision_order, order.resolve(), line)
     if done.already:
@@ -51,7 +54,10 @@ def inject(
     address: Annotated[str, typer.Option(help="Where the meter is, host:port; kept for later.")] = "",
     file: Annotated[Path | None, typer.Option("--list", help="File of lines METER,HOST:PORT.")] = None,
 ) -> None:
-    """Put provisioned meters' keys into them over DLMS, in place of their model's initial keys, and prove them."""
+    """Put provisioned keys into meters over DLMS.
+
+    They take the place of the model's initial keys, and are proved.
+    """
     places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
         outcomes = worker.call(inject_meters, places)
@@ -66,7 +72,10 @@ def register(
     concentrator: Annotated[str, typer.Option(help="Party name of the concentrator.")] = "",
     wait: Annotated[int, typer.Option(help="Seconds to wait for each of the concentrator's receipts.")] = 60,
 ) -> None:
-    """Give meters to their concentrator, speak to them through it, renew their global keys and distribute those."""
+    """Give meters to their concentrator and renew them.
+
+    They are spoken to through it, and it is given the renewed global keys.
+    """
     places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
         outcomes = worker.call(register_meters, places, concentrator, wait)
@@ -92,7 +101,10 @@ def enrol(
         Path | None, typer.Option(help="Folder of the certificates TITLE.PROFILE.pem that the authority issued.")
     ] = None,
 ) -> None:
-    """Let a meter make key pairs and write its requests (--out), or import its certificates (--certificates)."""
+    """Enrol a meter's certificates over DLMS.
+
+    The meter makes key pairs and its requests are written (--out), or it imports certificates (--certificates).
+    """
     if (out is None) == (certificates is None):
         raise InputError("an enrolment has two halves", hint="give --out, and after pki issue --certificates")
     with party_worker() as worker:
@@ -107,7 +119,10 @@ def remove_certificate(
     meter: Annotated[str, typer.Argument(help="System title or serial number.")],
     profile: Annotated[str, typer.Argument(help="digital-signature, key-agreement or tls.")],
 ) -> None:
-    """Let a meter forget its own certificate of a profile, which is not used from then on."""
+    """Let a meter forget a certificate.
+
+    Its own certificate of a profile is not used from then on.
+    """
     with party_worker() as worker:
         _show_enrolled(worker.call(forget_certificate, meter, profile))
 
@@ -129,7 +144,10 @@ def read(
     ],
     file: Annotated[Path | None, typer.Option("--list", help="In place of METER: file of lines that begin so.")] = None,
 ) -> None:
-    """Read attributes under the meters' active keys, through their concentrators where they have one."""
+    """Read attributes of meters.
+
+    Under the active keys, and through a meter's concentrator where it has one.
+    """
     listed = [line.partition(",")[0].strip() for line in read_lines(file) if line.strip()] if file else words[:1]
     wanted = tuple(attribute(text) for text in (words if file else words[1:]))
     if not wanted or not listed:
@@ -191,7 +209,10 @@ def list_meters(
 
 @app.command(name="show")
 def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial number.")]) -> None:
-    """Show a meter's key generations with their states, and its renewals with what was tried."""
+    """Show a meter's generations and renewals.
+
+    Key generations come with their states, renewals with what was tried.
+    """
     with open_listing(frame().home) as store, store.read() as tx:
         found = meters.find(tx, meter)
         sets = key_sets.for_meter(tx, found.system_title)

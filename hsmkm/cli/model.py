@@ -13,13 +13,16 @@ from hsmkm.steps.model import import_keys as import_model_keys
 from hsmkm.steps.party import open_listing
 from hsmkm.store import models
 
-app = typer.Typer(help="Meter models: their settings, and the keys their meters come with.", no_args_is_help=True)
+app = typer.Typer(help="Meter models and the keys they come with.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The model's name.")]
 
 
 @app.command(name="list")
 def list_models() -> None:
-    """List the models whose settings are known, and whether their initial keys are in the token's care."""
+    """List meter models.
+
+    Says whether their initial keys are in the token's care.
+    """
     home = frame().home
     with open_listing(home) as store, store.read() as tx:
         given = dict(models.listing(tx))
@@ -54,7 +57,10 @@ def import_keys(
     keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, gak, master, gbek, lls, hls; mode 0600.")],
     suite: Annotated[int, typer.Option(min=0, max=2, help="Security suite of the keys.")] = 0,
 ) -> None:
-    """Import the keys that a model's meters come with; they are sealed under the storage key at once."""
+    """Import the keys a model's meters come with.
+
+    They are sealed under the storage key at once.
+    """
     with party_worker() as worker:
         roles = worker.call(import_model_keys, name, suite, keys.resolve())
     show([{"model": name, "suite": suite, "keys": " ".join(roles)}], ("model", "suite", "keys"))

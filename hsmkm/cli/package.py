@@ -27,7 +27,10 @@ def export(
     purpose: Annotated[str, typer.Option(help="delivery, distribution, transfer or migration.")] = "delivery",
     order: Annotated[str | None, typer.Option(help="All meters of this order (its id).")] = None,
 ) -> None:
-    """Wrap meters' keys for a registered party, sign the package and write it to HOME/packages."""
+    """Make a key package for a registered party.
+
+    The keys are wrapped for it, and the signed package is written to HOME/packages.
+    """
     with party_worker() as worker:
         sent = worker.call(deliver.export, purpose, to, tuple(meters or ()), order)
     show(
@@ -38,7 +41,10 @@ def export(
 
 @app.command(name="import")
 def import_package(file: File) -> None:
-    """Verify a package and take its keys into the token's care, whole or not at all, and sign its receipt."""
+    """Take a key package, whole or not at all.
+
+    It is verified, its keys go into the token's care, and its receipt is signed.
+    """
     with party_worker() as worker:
         taken = worker.call(receive_file, file.resolve())
     if taken.replayed:
@@ -54,7 +60,10 @@ def receipt(
         bool, typer.Option("--from-file", help="Keep the recipient's receipt for a package of ours.")
     ] = False,
 ) -> None:
-    """Show where the receipt of a package taken here is, or check and keep a recipient's receipt."""
+    """Show or keep a receipt.
+
+    Shows where that of a package taken here is, or checks and keeps a recipient's.
+    """
     with party_worker() as worker:
         if not from_file:
             _show_taken(worker.call(receipt_of, package))
@@ -78,7 +87,10 @@ def _show_taken(taken: Taken) -> None:
 
 @app.command()
 def inspect(file: File) -> None:
-    """Show what a package says, after its signature is checked; needs no token and trusts nothing."""
+    """Show what a package says.
+
+    Its signature is checked; no token is needed, and nothing is trusted.
+    """
     inspected = inspect_package(read_package(file))
     header = inspected.content.header
     talk(f"package {header.id}, {header.purpose.value} number {header.sequence}")

@@ -14,7 +14,7 @@ from hsmkm.steps.party import open_listing
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.store import parties
 
-app = typer.Typer(help="The parties we deal with: role, FLAG ids, pinned certificates.", no_args_is_help=True)
+app = typer.Typer(help="The parties we deal with, and their certificates.", no_args_is_help=True)
 _COLUMNS = ("party", "role", "system_title", "flags", "kind", "address", "certificates")
 
 
@@ -41,7 +41,10 @@ def add(
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Change a registered party, pinning anew.")] = False,
 ) -> None:
-    """Register a party and pin its certificates; a valid chain alone gives no authority."""
+    """Register a party and pin its certificates.
+
+    A valid chain alone gives no authority.
+    """
     if role not in ROLES:
         raise InputError(f"unknown role {role!r}", hint=f"use one of {', '.join(ROLES)}")
     if kind and kind not in CONCENTRATOR_KINDS:

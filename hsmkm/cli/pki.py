@@ -17,7 +17,7 @@ from hsmkm.steps.issue import issue_without_end
 from hsmkm.steps.party import open_listing, utc_now
 from hsmkm.store import certificates
 
-app = typer.Typer(help="Certificates: authorities, requests, issue, revocation, trust.", no_args_is_help=True)
+app = typer.Typer(help="Certificates, authorities, revocation, trust.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="A folder.")]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Curve = Annotated[str, typer.Option(help="P-384, or P-256 for a PKI whose parties have no keys on P-384.")]
@@ -39,7 +39,10 @@ def create_root(
         Path | None, typer.Option(help="File for the transcript of the ceremony, to be signed on paper.")
     ] = None,
 ) -> None:
-    """Make a root authority: its key in the token, and a self-signed certificate."""
+    """Make a root authority.
+
+    Its key is made in the token, and its certificate is signed by itself.
+    """
     with party_worker() as worker:
         if transcript is None:
             _show([worker.call(certify.create_root, name, curve)])
@@ -67,7 +70,10 @@ def request(
         list[str] | None, typer.Option(help="DNS name or IP address of the TLS service; repeatable.")
     ] = None,
 ) -> None:
-    """Write a request (PKCS#10) for each of this party's certificates, signed by the key it is for."""
+    """Write a request for each of our certificates.
+
+    Each is PKCS#10, signed by the key that it is for.
+    """
     with party_worker() as worker:
         _show(worker.call(certify.request, tuple(name or ()), out.resolve()))
 
@@ -81,21 +87,30 @@ def issue(
         bool, typer.Option("--without-end", help="For devices: signature and agreement certificates that never expire.")
     ] = False,
 ) -> None:
-    """Check the requests of a folder, PROFILE.csr or TITLE.PROFILE.csr, and issue a certificate for each, or none."""
+    """Issue certificates for a folder of requests.
+
+    The requests PROFILE.csr or TITLE.PROFILE.csr are checked; none is issued if one is wrong.
+    """
     with party_worker() as worker:
         _show(worker.call(issue_without_end if without_end else issue_requests, folder.resolve(), out.resolve()))
 
 
 @app.command()
 def install(folder: Folder) -> None:
-    """Install this party's own certificates PROFILE.pem from a folder."""
+    """Install our own certificates from a folder.
+
+    The files are called PROFILE.pem.
+    """
     with party_worker() as worker:
         _show(worker.call(certify.install, folder.resolve()))
 
 
 @app.command()
 def trust(root: Annotated[Path, typer.Argument(help="The root's certificate, PEM.")]) -> None:
-    """Place a trust anchor; compare the fingerprint shown with the one the authority tells you."""
+    """Place a trust anchor.
+
+    Compare the fingerprint shown with the one that the authority tells you.
+    """
     with party_worker() as worker:
         made = worker.call(certify.place_anchor, root.resolve())
     show([{"anchor": made.subject, "sha256": made.serial, "file": made.path}], ("anchor", "sha256", "file"))
@@ -103,7 +118,10 @@ def trust(root: Annotated[Path, typer.Argument(help="The root's certificate, PEM
 
 @app.command()
 def update(folder: Folder) -> None:
-    """Take the intermediates and CRLs that the authority published; only what is under a placed anchor."""
+    """Take published intermediates and CRLs.
+
+    Only what is under a placed anchor is taken.
+    """
     with party_worker() as worker:
         _show(worker.call(certify.update_trust, folder.resolve()))
 
@@ -112,7 +130,10 @@ def update(folder: Folder) -> None:
 def publish(
     out: Out, days: Annotated[int, typer.Option(min=1, max=366, help="Days until the CRLs are past their date.")] = 7
 ) -> None:
-    """Write root.pem, intermediates.pem and a new CRL of each authority."""
+    """Write root, intermediates and new CRLs.
+
+    The files are root.pem, intermediates.pem and one CRL for each authority.
+    """
     with party_worker() as worker:
         _show(worker.call(certify.publish, out.resolve(), days))
 
@@ -122,7 +143,10 @@ def revoke(
     certificate: Annotated[Path, typer.Argument(help="The certificate, PEM.")],
     reason: Annotated[str, typer.Option(help="As RFC 5280 names it, such as keyCompromise.")] = "unspecified",
 ) -> None:
-    """Revoke a certificate that this authority issued; publish a new CRL afterwards."""
+    """Revoke a certificate that we issued.
+
+    Publish a new CRL afterwards.
+    """
     with party_worker() as worker:
         _show([worker.call(certify.revoke, certificate.resolve(), reason)])
 
@@ -131,7 +155,10 @@ def revoke(
 def expiring(
     days: Annotated[int, typer.Option(min=0, max=3660, help="Also what ends within so many days.")] = 30,
 ) -> None:
-    """Name what has ended or soon will, and what is due for renewal: two thirds of its life are over."""
+    """Name what expires or is due for renewal.
+
+    A certificate is due when two thirds of its life are over; lists of revocations count too.
+    """
     home = frame().home
     with open_listing(home) as store, store.read() as tx:
         found = [*due_certificates(tx, utc_now(), days), *due_lists(home, utc_now(), days)]
@@ -151,7 +178,10 @@ def expiring(
 
 @app.command(name="list")
 def list_certificates() -> None:
-    """List the certificates in the store: own, issued, parties', anchors."""
+    """List the certificates in the store.
+
+    They are our own, those issued, the parties' and the anchors.
+    """
     with open_listing(frame().home) as store, store.read() as tx:
         found = certificates.listing(tx)
     columns = ("owner", "profile", "source", "state", "not_after", "serial")

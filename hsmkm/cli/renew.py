@@ -31,7 +31,9 @@ def renew(
         bool, typer.Option("--prove-refusal", help="Also show that the meter refuses the old keys.")
     ] = False,
 ) -> None:
-    """Renew keys of meters over DLMS and verify each by a new association.
+    """Renew keys of meters over DLMS.
+
+    Each is verified by a new association.
 
     A meter whose state is in doubt afterwards is listed as unknown and the exit code is 7; `hsmkm resolve` finishes it.
     """
@@ -48,7 +50,10 @@ def resolve(
     every: Annotated[bool, typer.Option("--all", help="Every meter whose renewal did not end.")] = False,
     no_renew: Annotated[bool, typer.Option("--no-renew", help="Only record what is true; send no new keys.")] = False,
 ) -> None:
-    """Find out what meters hold after a renewal that did not end, and go on with fresh keys."""
+    """Finish renewals whose end is not known.
+
+    Finds out what the meters hold, and goes on with fresh keys.
+    """
     with party_worker() as worker:
         names = worker.call(unfinished) if every else _names(meters, None)
         outcomes = worker.call(_resolve, names, not no_renew)

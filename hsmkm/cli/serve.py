@@ -12,7 +12,9 @@ from hsmkm.steps.communicate import split_listen
 
 
 def serve() -> None:
-    """Serve packages to registered parties over mutual TLS, and keep their receipts, until SIGTERM or Ctrl-C.
+    """Serve packages to registered parties over TLS.
+
+    Keeps their receipts, until SIGTERM or Ctrl-C.
 
     Prints READY and the port on stdout. Where it listens is service.listen in hsmkm.toml.
     """

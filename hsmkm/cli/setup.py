@@ -17,6 +17,9 @@ def init(
     system_title: Annotated[str, typer.Option(help="The party's own system title, 16 hex digits.")],
     flag: Annotated[list[str] | None, typer.Option(help="A FLAG id the party makes meters of; repeatable.")] = None,
 ) -> None:
-    """Make a home folder with its settings; `hsmkm token init` comes next."""
+    """Make a home folder with its settings.
+
+    `hsmkm token init` comes next.
+    """
     settings = write_home(frame().home, name, role, system_title.upper(), tuple(flag or ()))
     show([{"party": settings.party.name, "role": role, "home": str(settings.home)}], ("party", "role", "home"))

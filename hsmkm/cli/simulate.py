@@ -30,7 +30,9 @@ def meter(
     *,
     ic_reset: Annotated[bool, typer.Option("--ic-reset", help="Counters restart when the GUEK changes.")] = False,
 ) -> None:
-    """Serve a virtual meter for each state file on the loopback until SIGTERM or Ctrl-C.
+    """Serve a virtual meter for each state file.
+
+    On the loopback, until SIGTERM or Ctrl-C.
 
     Prints READY and the ports on stdout; keys and counters are kept in the state files.
     """

@@ -13,7 +13,10 @@ app = typer.Typer(help="The store: its integrity and its schema.", no_args_is_he
 
 @app.command()
 def check() -> None:
-    """Check every row against its MAC in the token, and look for keys that are used twice; exit code 6 for problems."""
+    """Check every row against its MAC.
+
+    Also looks for keys that are used twice; exit code 6 for problems.
+    """
     with party_worker() as worker:
         problems = worker.call(check_store)
     show(

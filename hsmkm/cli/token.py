@@ -14,7 +14,9 @@ app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args
 
 @app.command()
 def init() -> None:
-    """Make the token, its storage, integrity and signing keys, and the store.
+    """Make the token, its keys and the store.
+
+    The keys are those for storage, integrity and signing.
 
     Where token.uri is set already, that token is used as it is and only the keys are made.
     """
@@ -26,7 +28,10 @@ def init() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Try every operation this party needs, and every guard by misusing it, on the token itself."""
+    """Try the token: operations, guards, exposures.
+
+    Every operation this party needs is done, and every guard misused, on the token itself.
+    """
     here = frame()
     with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
         findings = worker.call(examine_token)
@@ -36,6 +41,8 @@ def doctor() -> None:
     )
     failed = [item for item in findings if not item.ok]
     for item in failed:
+        if item.error is not None:
+            raise item.error
         talk(f"hint: {item.name}: {item.hint}")
     if failed:
         raise TokenRefusedError(f"{len(failed)} of {len(findings)} checks failed", "see the hints above")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from hsmkm.errors import HsmkmError
+from hsmkm.errors import HsmkmError, RefusedError
 from hsmkm.steps.communicate import split_address
 from hsmkm.steps.party import Party
 from hsmkm.steps.receive import receive_or_refuse
@@ -21,6 +21,10 @@ class Holder:
 
     worker: StandingWorker[Party]
     aim: str
+
+    def aim_title(self) -> str:
+        """Give the registered AIM's system title, which its TLS certificate must name; RefusedError if unknown."""
+        return self.worker.call(_title, self.aim, deadline=ANSWER_SECONDS)
 
     def accept(self, package: bytes) -> bytes:
         """Take a package or refuse it for good, and give the signed receipt."""
@@ -38,6 +42,14 @@ class Holder:
             return split_address(address, system_title.hex().upper()) if address else None
         except HsmkmError:
             return None
+
+
+def _title(party: Party, name: str) -> str:
+    with party.store.read() as tx:
+        row = parties.require(tx, name)
+    if row.role != "utility" or row.system_title is None:
+        raise RefusedError(f"party {name} is no AIM with a system title", hint="register it with: hsmkm party add")
+    return row.system_title.hex().upper()
 
 
 def _is_pinned(party: Party, name: str, fingerprint: bytes) -> bool:

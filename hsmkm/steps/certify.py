@@ -56,7 +56,7 @@ class Made:
 
 def create_root(party: Party, name: str, curve: str) -> Made:
     """Make a root key in the token and its self-signed certificate; RefusedError where the token has one."""
-    party.vault.create_ec_key("ca:root", curve=curve, usage="sign")
+    _make_key(party, "root", curve)
     signer = TokenSigner(party.vault, "ca:root")
     made = authorities.create_root(signer, name, utc_now(), lambda linted: _record(party, "root", linted))
     return _keep_authority(party, "root", made)
@@ -65,10 +65,17 @@ def create_root(party: Party, name: str, curve: str) -> Made:
 def create_issuing(party: Party, profile_name: str, name: str, curve: str) -> Made:
     """Make an issuing authority under the root: `issuing` for DLMS and TLS, `package-issuing` for package signing."""
     root = open_authority(party, "root")
-    label = f"ca:{profile_name}"
-    party.vault.create_ec_key(label, curve=curve, usage="sign")
+    label = _make_key(party, profile_name, curve)
     made = authorities.create_issuing(root, profile_name, name, party.vault.public_key(label), utc_now())
     return _keep_authority(party, profile_name, made)
+
+
+def _make_key(party: Party, profile_name: str, curve: str) -> str:
+    """Make an authority's key, or take the one that a crash left without a certificate; gives its label."""
+    label = f"ca:{profile_name}"
+    if own_path(party, profile_name).is_file() or not party.vault.has_ec_key(label):
+        party.vault.create_ec_key(label, curve=curve, usage="sign")
+    return label
 
 
 def _keep_authority(party: Party, profile_name: str, made: x509.Certificate) -> Made:

@@ -59,7 +59,6 @@ aim_url = ""                  # https://host:port
 listen = "127.0.0.1:4059"     # where the head end connects
 kind = "relay"                # relay, or client (holds keys)
 poll_seconds = 5
-network_id = 0
 """,
 }
 

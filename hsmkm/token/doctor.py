@@ -39,12 +39,13 @@ _BOTH, _AUTHENTICATION = 0x30, 0x10
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing tried, how it went, and what to do if it went wrong."""
+    """One thing tried, how it went, and what to do if it went wrong; `error` where nothing more could be tried."""
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
+    error: HsmkmError | None = None
 
 
 class FailedProbeError(TokenRefusedError):
@@ -66,7 +67,7 @@ def examine(settings: TokenSettings) -> list[Finding]:
             findings.extend(_try(name, probe, vault) for name, probe in _PROBES)
             findings.extend(_exposures(settings, profile))
     except HsmkmError as error:
-        findings.append(Finding("session", ok=False, detail=error.message, hint=error.hint))
+        findings.append(Finding("session", ok=False, detail=error.message, hint=error.hint, error=error))
     return findings
 
 

@@ -36,7 +36,6 @@ listen = "everywhere"
 [concentrator]
 aim_url = "http://aim"
 kind = "both"
-network_id = 256
 poll_seconds = 0
 
 [nonsense]
@@ -63,7 +62,7 @@ def test_config_check_names_every_fault_with_its_line(tmp_path: Path) -> None:
         *("party.role", "party.system_title", "party.flags", "party.colour"),
         *("token.profile", "token.uri", "token.pin"),
         *("policy.kdf_on_host", "policy.retention_days", "service.listen", "nonsense"),
-        *(f"concentrator.{key}" for key in ("aim_url", "kind", "network_id", "poll_seconds")),
+        *(f"concentrator.{key}" for key in ("aim_url", "kind", "poll_seconds")),
     }
     assert "1234" not in done.stderr
 

@@ -161,10 +161,10 @@ def test_a_token_is_not_made_over_one_that_is_there(realm: Realm) -> None:
     assert sorted(path.name for path in (realm.home("utility") / "token" / "tokens").iterdir()) == before
 
 
-def test_doctor_names_a_wrong_pin_and_fails(realm: Realm) -> None:
+def test_doctor_names_a_wrong_pin_and_ends_as_a_login_does(realm: Realm) -> None:
     pin_file(realm).write_text(WRONG)
     done = realm.cli("utility", "token", "doctor")
-    assert done.returncode == 1
+    assert done.returncode == 4
     (session,) = (row for row in results(done) if row["check"] == "session")
     assert (session["ok"], "CKR_PIN_INCORRECT" in session["detail"]) == ("FAILED", True)
     assert WRONG not in done.stdout + done.stderr

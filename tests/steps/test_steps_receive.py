@@ -25,10 +25,10 @@ from hsmkm.steps import certify
 from hsmkm.steps.party import utc_now
 from hsmkm.steps.receive import receive, receive_or_refuse
 from hsmkm.steps.register_party import PartyPlan, register_party
-from hsmkm.store import key_sets
+from hsmkm.store import key_sets, meters
 from hsmkm.token.types import KeyRole
 from tests.forge import certified, everything, forge, kept_list, peer, rewritten, sign, signed
-from tests.realm import Realm, title_of
+from tests.realm import Realm, build_realm, title_of
 
 PAST = {"created": utc_now() - timedelta(days=3), "expires": utc_now() - timedelta(days=2)}
 STRANGER = "the signer is not the package-signing certificate of a registered party"
@@ -106,6 +106,35 @@ def test_a_generation_that_is_held_is_not_taken_again(realm: Realm) -> None:
     shutil.rmtree(realm.home("utility") / "receipts")
     data = from_factory(realm, title_of(1), title_of(2), sequence=2)
     assert refused(realm, data) == {f"meter {title_of(1)} generation 1: the generation does not rise, 1 is known"}
+
+
+def test_a_delivery_never_replaces_the_keys_of_a_meter_that_is_registered(realm: Realm) -> None:
+    taken(realm, from_factory(realm))
+    with realm.open("utility") as party, party.store.begin("meter-registered", title_of(1), {}) as tx:
+        meters.update(tx, replace(meters.require(tx, bytes.fromhex(title_of(1))), registered=utc_now()))
+    shutil.rmtree(realm.home("utility") / "receipts")
+    place = f"meter {title_of(1)} generation 1"
+    assert refused(realm, from_factory(realm, sequence=2)) == {
+        f"{place}: the generation does not rise, 1 is known",
+        f"{place}: the meter is registered here, its keys are renewed and not delivered",
+    }
+
+
+def test_a_party_with_our_own_system_title_is_not_registered(realm: Realm) -> None:
+    folder = realm.folder / "certificates" / "utility"
+    with realm.open("utility") as party, pytest.raises(RefusedError, match="our own system title"):
+        register_party(party, PartyPlan("twin", "concentrator", (), "client", "127.0.0.1:9", folder))
+
+
+def test_the_lists_of_a_second_pki_do_not_displace_those_of_the_first(realm: Realm, tmp_path: Path) -> None:
+    other = build_realm(tmp_path / "other")
+    with realm.open("utility") as party:
+        certify.place_anchor(party, other.folder / "pki" / "root.pem")
+        certify.update_trust(party, other.folder / "pki")
+        trust = certify.trust_of(party)
+        for home in (realm, other):
+            leaf, *chain = read_certificates(home.folder / "certificates" / "utility" / "tls.pem")
+            trust.check(leaf, chain, "tls", utc_now())
 
 
 def test_a_meter_that_comes_back_as_another_model_is_refused(realm: Realm) -> None:

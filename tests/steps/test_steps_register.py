@@ -16,7 +16,7 @@ from hsmkm.steps.communicate import find_meter
 from hsmkm.steps.deliver import send
 from hsmkm.steps.receive import receive_or_refuse
 from hsmkm.steps.renew import GLOBAL_KEYS, InDoubtError, renew
-from hsmkm.steps.resolve import resolve
+from hsmkm.steps.resolve import resolve, unfinished
 from hsmkm.store import key_sets, renewals
 from hsmkm.store.key_set import KeyState
 from hsmkm.store.renewals import RenewalState
@@ -180,3 +180,25 @@ def test_an_activation_of_what_is_not_held_is_refused_for_good_and_holds_nothing
 def _register(place: tuple[str, str]) -> list[str]:
     title, address = place
     return ["meter", "register", title, "--address", address, "--concentrator", "concentrator"]
+
+
+def test_a_client_that_was_not_told_of_the_switch_before_a_crash_is_told_by_resolve(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field.serve()
+    field.concentrate()
+    field.register(field.meters(1))
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hsmkm.steps.renew.activate", crash)
+    with field.realm.open("utility") as party, pytest.raises(KeyboardInterrupt):
+        renew(party, [title_of(1)], GLOBAL_KEYS)
+    assert field.key_states("concentrator", 1)[-1] == (3, "pre-active")
+    monkeypatch.undo()
+    with field.realm.open("utility") as party:
+        assert unfinished(party) == [title_of(1)]
+        assert resolve(party, title_of(1)).detail == "its concentrator is told of the keys in force"
+        assert unfinished(party) == []
+    assert field.key_states("concentrator", 1)[-2:] == [(2, "deactivated"), (3, "active")]
