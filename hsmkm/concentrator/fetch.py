@@ -96,8 +96,8 @@ class _Session:
     def _request(self, method: str, path: str, limit: int, body: bytes | None = None) -> bytes:
         try:
             self._connection.request(method, path, body)
-            response = self._connection.getresponse()
-            content = response.read(limit + 1)
+            with self._connection.getresponse() as response:
+                content = response.read(limit + 1)
         except OSError as error:
             raise failure(f"the AIM at {self._aim.host} port {self._aim.port}", error) from error
         except http.client.HTTPException as error:
