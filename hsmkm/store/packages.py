@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -109,11 +109,6 @@ def set_receipt(tx: Transaction, package_id: str, receipt: bytes, state: str) ->
     if row["receipt"] not in (None, receipt):
         raise RefusedError(f"package {package_id} has another receipt already")
     ROWS.replace(tx, row, {"receipt": receipt, "state": state})
-
-
-def without_receipt(package: PackageRecord) -> PackageRecord:
-    """Return what is known of a package but its receipt, for listings."""
-    return replace(package, receipt=None)
 
 
 def _require(tx: Transaction, package_id: str) -> StoredRow:

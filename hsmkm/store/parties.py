@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import select
-
 from hsmkm.errors import RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value, canonical_json
@@ -61,12 +59,6 @@ def by_certificate(tx: Transaction, profile: str, fingerprint: bytes) -> Party |
         if party.certificates.get(profile) == fingerprint:
             return party
     return None
-
-
-def by_system_title(tx: Transaction, system_title: bytes) -> Party | None:
-    """Find a party by its system title."""
-    found = ROWS.rows(tx, select(table).where(table.c.system_title == system_title))
-    return _party(found[0]) if found else None
 
 
 def listing(tx: Transaction, *, role: str | None = None) -> list[Party]:

@@ -26,12 +26,11 @@ PACKAGE = PackageRecord(
 )
 
 
-def test_a_party_is_found_by_name_title_and_pinned_certificate(store: Store) -> None:
+def test_a_party_is_found_by_name_and_pinned_certificate(store: Store) -> None:
     with store.begin("party add", "utility-a", {}) as tx:
         parties.add(tx, UTILITY)
         parties.add(tx, Party("dc-1", "concentrator", kind="relay"))
         assert parties.get(tx, "utility-a") == UTILITY
-        assert parties.by_system_title(tx, b"UTL\x00\x00\x00\x00\x01") == UTILITY
         assert parties.by_certificate(tx, "tls", bytes(32)) == UTILITY
         assert parties.by_certificate(tx, "package-signing", bytes(32)) is None
         assert [party.name for party in parties.listing(tx, role="concentrator")] == ["dc-1"]
