@@ -1,4 +1,7 @@
-"""The C declarations of PKCS#11 2.40 that are called, for cffi in ABI mode (Linux, 64-bit CK_ULONG)."""
+"""The C declarations of PKCS#11 2.40 that are called, for cffi in ABI mode (Linux, 64-bit CK_ULONG).
+
+`scripts/declare.py --write` compiles them to `hsmkm.token.declared`, so that no process parses C when it starts.
+"""
 
 from __future__ import annotations
 

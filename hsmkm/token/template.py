@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cffi import FFI
 from pkcs11 import Attribute
 
-from hsmkm.token.cdefs import cdefs
+from hsmkm.token import declared
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ffi: Any = FFI()
-ffi.cdef(cdefs())
-
+ffi: Any = declared.ffi
 ULONG_OCTETS: int = ffi.sizeof("CK_ULONG")
 _UNREADABLE = frozenset({Attribute.VALUE, Attribute.UNWRAP_TEMPLATE})
 
