@@ -10,13 +10,14 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hsmkm.errors import Fault, InputError
-from hsmkm.meter_model import FLAG_ID, MeterModel
+from hsmkm.meter_model import FLAG_ID, MAX_SETUP, MeterModel
 
 SETTINGS_FILE = "hsmkm.toml"
 ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
@@ -206,7 +207,7 @@ class _Reader:
             raise InputError(f"{source} is not TOML", [Fault(source, line, column, str(error))]) from error
 
     def line_of(self, section: str, key: str) -> int:
-        """Find the line of a key, of its section's header, or 0."""
+        """Find the line of a key, of its section's header or of one that holds that section, or 0."""
         current, header = "", 0
         for number, line in enumerate(self.lines, 1):
             if match := re.match(r"\s*\[([^\]]+)\]", line):
@@ -214,17 +215,23 @@ class _Reader:
                 header = number if current == (section or key) else header
             elif current == section and re.match(rf"\s*{re.escape(key)}\s*=", line):
                 return number
-        return header
+        return header if header or "." not in section else self.line_of(section.rpartition(".")[0], key)
 
     def fault(self, section: str, key: str, text: str) -> None:
         """Note one fault of a key."""
         name = f"{section}.{key}" if section else key
         self.found.append(Fault(self.source, self.line_of(section, key), 0, f"{name}: {text}"))
 
-    def section(self, cls: type[T], section: str, table: object, extra: Mapping[str, object]) -> T | None:
-        """Read one table into a dataclass; None where a fault keeps it from being made."""
+    def section(
+        self, cls: type[T], section: str, table: object, extra: Mapping[str, object], base: T | None = None
+    ) -> T | None:
+        """Read one table into a dataclass; None where a fault keeps it from being made.
+
+        With a `base`, what the table leaves out is as it is there, and the base's faults are not told again.
+        """
         if not isinstance(table, dict):
-            self.fault("", section, "must be a table")
+            outer, _, last = section.rpartition(".")
+            self.fault(outer, last, "must be a table")
             return None
         before = len(self.found)
         hints = get_type_hints(cls)
@@ -233,22 +240,29 @@ class _Reader:
         for key in table.keys() - {item.name for item in known}:
             self.fault(section, key, "unknown setting")
         for item in known:
-            self.value(section, item, hints[item.name], table, values)
+            self.value(section, item, hints[item.name], table, values, getattr(base, item.name, None))
         if any(item.name not in values and _is_required(item) for item in known):
             return None
         made = cls(**values)
         check: Callable[[], list[tuple[str, str]]] | None = getattr(made, "faults", None)
         if check:
-            self.checks.append((section, check))
+            told = base.faults() if base is not None else []  # type: ignore[attr-defined]  # of the same class
+            self.checks.append((section, lambda: [fault for fault in check() if fault not in told]))
         return made if len(self.found) == before else None
 
     def value(
-        self, section: str, item: Field[Any], kind: type[Any], table: Mapping[str, object], values: dict[str, object]
+        self,
+        section: str,
+        item: Field[Any],
+        kind: type[Any],
+        table: Mapping[str, object],
+        values: dict[str, object],
+        base: object,
     ) -> None:
-        """Read one field: a nested section, the environment's value, the file's, or the default."""
+        """Read one field: a nested section, the environment's value, the file's, the base's, or the default."""
         if is_dataclass(kind):
             name = f"{section}.{item.name}" if section else item.name
-            inner: object = self.section(kind, name, table.get(item.name, {}), {})
+            inner: object = self.section(kind, name, table.get(item.name, {}), {}, base)
             if inner is not None:
                 values[item.name] = inner
             return
@@ -257,6 +271,9 @@ class _Reader:
             raw: object = _from_environment(self.environment[variable], kind)
         elif item.name in table:
             raw = table[item.name]
+        elif base is not None:
+            values[item.name] = base
+            return
         elif _is_required(item):
             self.fault(section, item.name, "is missing")
             return
@@ -273,7 +290,7 @@ class _Reader:
         for section, check in self.checks:
             for key, text in check():
                 inner, _, last = key.rpartition(".")
-                self.fault(section or inner, last, text)
+                self.fault(".".join(filter(None, (section, inner))), last, text)
         if self.found or made is None:
             raise InputError(
                 f"{self.source} has {len(self.found)} fault(s)", sorted(self.found), "correct the lines named above"
@@ -362,4 +379,50 @@ def load_model(name: str, home: Path | None = None) -> MeterModel:
 def read_model(path: Path) -> MeterModel:
     """Read one model file; InputError names every fault with its line."""
     reader = _Reader(str(path), _read_text(path), {})
-    return reader.finish(reader.section(MeterModel, "", reader.table, {"name": path.stem}))
+    further = reader.table.pop("associations", {})
+    first = reader.section(MeterModel, "", reader.table, {"name": path.stem, "others": ()})
+    checks = list(reader.checks)
+    others = _associations(reader, further, first or MeterModel(path.stem, ()))
+    if first is None:
+        reader.checks = checks
+        return reader.finish(first)
+    return reader.finish(replace(first, others=tuple(others)))
+
+
+def _associations(reader: _Reader, further: object, first: MeterModel) -> list[MeterModel]:
+    """Read the tables [associations.NAME]; their faults are the reader's."""
+    if not isinstance(further, dict):
+        reader.fault("", "associations", "must hold tables such as [associations.reading]")
+        return []
+    made: list[MeterModel] = []
+    for name, table in further.items():
+        shared = {key: getattr(first, key) for key in ("name", "flags", "suites", "others")}
+        one = reader.section(
+            MeterModel, f"associations.{name}", table, shared | {"association_name": name}, _base(first, table)
+        )
+        if one is not None:
+            reader.checks.append((f"associations.{name}", partial(_clashes, one, (first, *made))))
+            made.append(one)
+    return made
+
+
+def _base(first: MeterModel, table: object) -> MeterModel:
+    """Give what an association takes over: names that follow from the number of a Security Setup are not among it."""
+    section = table.get("security_setup") if isinstance(table, dict) else None
+    number = section.get("number") if isinstance(section, dict) else None
+    if type(number) is not int or number == first.security_setup.number or not 0 <= number <= MAX_SETUP:
+        return first
+    setup = replace(first.security_setup, number=number, logical_name="")
+    return replace(first, security_setup=setup, counter=replace(first.counter, logical_name=""))
+
+
+def _clashes(one: MeterModel, others: Sequence[MeterModel]) -> list[tuple[str, str]]:
+    """Name what two associations must not share: the name, and Security Setup with client, which tell key sets."""
+    found = []
+    for other in others:
+        if one.association_name == other.association_name:
+            found.append(("association_name", "the first association has this name"))
+        if one.place == other.place:
+            text = f"association {other.association_name} has the same client and Security Setup number"
+            found.append(("addressing.client_sap", text))
+    return found

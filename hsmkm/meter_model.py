@@ -1,17 +1,25 @@
-"""What must be known of a meter model to key its meters and to speak with them: `models/NAME.toml` as values."""
+"""What must be known of a meter model to key its meters and to speak with them: `models/NAME.toml` as values.
+
+A meter has one association or several, each with its own client, Security Setup object and key set. A `MeterModel` is
+one of them whole: the first is the file's top level, the further ones are its `[associations.NAME]` tables.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from hsmkm.errors import InputError
 
 FLAG_ID = re.compile(r"[A-Z]{3}")
+ASSOCIATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 EFFECTIVE = ("unknown", "now", "after-response", "release")
 MECHANISMS = (0, 1, 3, 4, 5, 6, 7)
 GMAC, ECDSA = 5, 7
 WEAK_MECHANISMS = {3: "MD5", 4: "SHA-1"}
 SECRET_OCTETS = range(8, 65, 8)
 FORMS = ("glo", "ded", "general-glo", "general-ded")
+MAX_SETUP = 255
 VERSION_0_POLICIES = range(4)
 VERSION_1_POLICY_BITS = 0xFC
 SIGNATURE_BITS = 0x90
@@ -54,14 +62,23 @@ class AuthenticationModel:
 
 @dataclass(frozen=True, slots=True)
 class SecuritySetupModel:
-    """Which Security Setup object (class 64) holds the keys, and its version."""
+    """Which Security Setup object (class 64) holds the keys, and its version.
 
-    logical_name: str = "0.0.43.0.0.255"
+    `number` tells a meter's Security Setups apart wherever keys are stored or sent: it is the E of 0.0.43.0.E.255,
+    unless another logical name is given.
+    """
+
+    logical_name: str = ""
     version: int = 1
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logical_name", self.logical_name or f"0.0.43.0.{self.number}.255")
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        return [] if self.version in (0, 1) else [("version", "must be 0 or 1")]
+        found = [] if self.version in (0, 1) else [("version", "must be 0 or 1")]
+        return found if 0 <= self.number <= MAX_SETUP else [*found, ("number", f"must be 0 to {MAX_SETUP}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +99,12 @@ class ProtectionModel:
 
 @dataclass(frozen=True, slots=True)
 class CounterModel:
-    """Where the public client reads the invocation counter, and whether a new GUEK restarts it."""
+    """Where the public client reads the invocation counter, and whether a new GUEK restarts it.
 
-    logical_name: str = "0.0.43.1.0.255"
+    Its logical name is 0.0.43.1.E.255 with the number of the Security Setup as E, unless another one is given.
+    """
+
+    logical_name: str = ""
     reset_on_key_change: bool = False
 
 
@@ -117,10 +137,14 @@ class KeyAgreementModel:
 
 @dataclass(frozen=True, slots=True)
 class MeterModel:
-    """What must be known of a meter model to key its meters, from `models/NAME.toml`."""
+    """What must be known of a meter model to key one association of its meters, from `models/NAME.toml`.
+
+    `association_name` names it; `others` are the model's further associations, held by the first one only.
+    """
 
     name: str
     flags: tuple[str, ...]
+    association_name: str = "management"
     suites: tuple[int, ...] = (0,)
     addressing: MeterAddressing = field(default_factory=MeterAddressing)
     authentication: AuthenticationModel = field(default_factory=AuthenticationModel)
@@ -129,6 +153,29 @@ class MeterModel:
     counter: CounterModel = field(default_factory=CounterModel)
     key_transfer: KeyTransferModel = field(default_factory=KeyTransferModel)
     key_agreement: KeyAgreementModel = field(default_factory=KeyAgreementModel)
+    others: tuple[MeterModel, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = self.counter.logical_name or f"0.0.43.1.{self.security_setup.number}.255"
+        object.__setattr__(self, "counter", replace(self.counter, logical_name=name))
+
+    @property
+    def associations(self) -> tuple[str, ...]:
+        """The names of the associations, the first one first."""
+        return (self.association_name, *(other.association_name for other in self.others))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the Security Setup and the client's SAP, by which key sets of one meter are told apart."""
+        return self.security_setup.number, self.addressing.client_sap
+
+    def association(self, name: str = "") -> MeterModel:
+        """Give one association by its name, or the first; InputError where the model has no such association."""
+        for one in (self, *self.others):
+            if name in ("", one.association_name):
+                return one
+        known = ", ".join(self.associations)
+        raise InputError(f"model {self.name} has no association {name!r}", hint=f"it has: {known}")
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the top level."""
@@ -138,6 +185,8 @@ class MeterModel:
             if not FLAG_ID.fullmatch(flag)
         ]
         found += [("suites", f"unknown security suite {suite}") for suite in self.suites if suite not in (0, 1, 2)]
+        if not ASSOCIATION_NAME.fullmatch(self.association_name):
+            found.append(("association_name", "is 1 to 32 of a to z, 0 to 9, dash and underscore"))
         return found + self._policy_faults() + self._mechanism_faults()
 
     def _policy_faults(self) -> list[tuple[str, str]]:

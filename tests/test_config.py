@@ -131,3 +131,76 @@ def test_what_a_model_cannot_mean_is_a_fault_of_its_line(
     tmp_path: Path, text: str, faults: list[tuple[int, str]]
 ) -> None:
     assert model_faults(tmp_path, text) == faults
+
+
+TWO = """association_name = "management"
+[security_setup]
+logical_name = "0.0.43.0.0.255"
+[counter]
+logical_name = "0.0.43.1.0.255"
+reset_on_key_change = true
+[associations.reading]
+addressing.client_sap = 2
+[associations.reading.security_setup]
+number = 1
+[associations.reading.authentication]
+mechanism = 6
+"""
+
+
+def test_an_association_is_as_the_first_one_but_for_what_its_table_says(tmp_path: Path) -> None:
+    made = read_model(model(tmp_path, TWO))
+    assert made.associations == ("management", "reading")
+    first, reading = made.association(), made.association("reading")
+    assert (first.place, reading.place) == ((0, 1), (1, 2))
+    assert (first.authentication.mechanism, reading.authentication.mechanism) == (5, 6)
+    assert reading.counter.reset_on_key_change
+    names = [(one.security_setup.logical_name, one.counter.logical_name) for one in (first, reading)]
+    assert names == [("0.0.43.0.0.255", "0.0.43.1.0.255"), ("0.0.43.0.1.255", "0.0.43.1.1.255")]
+
+
+def test_an_association_that_the_model_lacks_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no association 'writing'") as caught:
+        read_model(model(tmp_path, TWO)).association("writing")
+    assert "management, reading" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ('association_name = "Management 1"\n', [(2, "association_name")]),
+        ("[associations.Reading]\naddressing.client_sap = 2\n", [(2, "associations.Reading.association_name")]),
+        ("[associations.management]\naddressing.client_sap = 2\n", [(2, "associations.management.association_name")]),
+        ("[associations.reading]\n", [(2, "associations.reading.addressing.client_sap")]),
+        (
+            (
+                "[associations.a]\n[associations.a.addressing]\nclient_sap = 2\n"
+                "[associations.b.addressing]\nclient_sap = 2\n"
+            ),
+            [(6, "associations.b.addressing.client_sap")],
+        ),
+        ("[associations.reading.security_setup]\nnumber = 256\n", [(3, "associations.reading.security_setup.number")]),
+        ("[associations.reading.security_setup]\nnumber = -1\n", [(3, "associations.reading.security_setup.number")]),
+        ("[associations.reading.security_setup]\nnumber = 1.5\n", [(3, "associations.reading.security_setup.number")]),
+        ("[associations.r]\n[associations.r.addressing]\nport = 2\n", [(4, "associations.r.addressing.port")]),
+        ('[associations.r]\nflags = ["XYZ"]\naddressing.client_sap = 2\n', [(3, "associations.r.flags")]),
+        ('associations = "reading"\n', [(2, "associations")]),
+        ("[associations]\nreading = 1\n", [(3, "associations.reading")]),
+        (
+            "[associations.r]\n[associations.r.addressing]\nclient_sap = 2\n[associations.r.protection]\npolicy = 3\n",
+            [(6, "associations.r.protection.policy")],
+        ),
+        (
+            "[authentication]\nmechanism = 7\n[associations.r.addressing]\nclient_sap = 2\n",
+            [(3, "authentication.mechanism")],
+        ),
+        (
+            '[addressing]\nclient_sap = "1"\n[associations.r.addressing]\nclient_sap = "2"\n',
+            [(3, "addressing.client_sap"), (5, "associations.r.addressing.client_sap")],
+        ),
+    ],
+)
+def test_what_an_association_cannot_mean_is_a_fault_of_its_line(
+    tmp_path: Path, text: str, faults: list[tuple[int, str]]
+) -> None:
+    assert model_faults(tmp_path, text) == faults

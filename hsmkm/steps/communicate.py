@@ -40,7 +40,6 @@ LEASE_SECONDS = 300
 ENDED = ("Z", "X")
 """States of a process that has ended and is not yet waited for (proc(5))."""
 
-SECURITY_SETUP = 0
 DATA_CLASS = 1
 VALUE_ATTRIBUTE = 2
 
@@ -49,7 +48,10 @@ Dial = Callable[[], AbstractContextManager[ApduLink]]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One meter under one lease: who speaks, what the meter is, and how it is reached."""
+    """One meter under one lease: who speaks, what the meter is, in which association, and how it is reached.
+
+    `model` is that of the association: its client, its Security Setup, and all that follows from them.
+    """
 
     party: Party
     meter: Meter
@@ -58,13 +60,23 @@ class Conversation:
     dial: Dial
 
     @property
+    def setup(self) -> int:
+        """The number of the Security Setup whose keys are in force in the association."""
+        return self.model.security_setup.number
+
+    @property
+    def client(self) -> int:
+        """Our service access point: the client of the association."""
+        return self.model.addressing.client_sap
+
+    @property
     def client_title(self) -> bytes:
         """Our own system title, half of every IV we make."""
         return bytes.fromhex(self.party.settings.party.system_title)
 
     def ref(self, generation: int) -> KeySetRef:
-        """Name a generation of this meter's key sets for our client."""
-        return KeySetRef(self.meter.system_title, SECURITY_SETUP, self.model.addressing.client_sap, generation)
+        """Name a generation of this association's key sets."""
+        return KeySetRef(self.meter.system_title, self.setup, self.client, generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +94,12 @@ def find_meter(party: Party, name: str) -> Meter:
 
 
 @contextmanager
-def conversation(party: Party, meter: Meter) -> Iterator[Conversation]:
-    """Take the meter's lease for one piece of work; RefusedError while another process holds it."""
-    model = load_model(meter.model, party.home)
+def conversation(party: Party, meter: Meter, association: str = "") -> Iterator[Conversation]:
+    """Take the meter's lease for one piece of work in an association of its model, by name or the first.
+
+    Raises RefusedError while another process holds the lease, InputError where there is no such association.
+    """
+    model = load_model(meter.model, party.home).association(association)
     with party.store.count() as tx:
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
     try:
@@ -324,7 +339,7 @@ def read_public_counter(speaking: Conversation) -> int | None:
 def active_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
     """Give the verified key set that is in force; RefusedError where none is."""
     with party.store.read() as tx:
-        found = key_sets.active(tx, meter.system_title, SECURITY_SETUP, model.addressing.client_sap)
+        found = key_sets.active(tx, meter.system_title, model.security_setup.number, model.addressing.client_sap)
     if found is None:
         title = meter.system_title.hex().upper()
         raise RefusedError(f"no active keys for meter {title}", hint=f"see: hsmkm meter show {title}, hsmkm resolve")
@@ -334,7 +349,7 @@ def active_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
 def initial_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
     """Give generation 0: the keys that every meter of the model comes with."""
     with party.store.read() as tx:
-        return models.initial(tx, meter.model, meter, SECURITY_SETUP, model.addressing.client_sap)
+        return models.initial(tx, meter.model, meter, model.security_setup.number, model.addressing.client_sap)
 
 
 def read(party: Party, name: str, attributes: tuple[AttributeRef, ...]) -> list[Reading]:

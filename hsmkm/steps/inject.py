@@ -77,9 +77,9 @@ def _at(party: Party, meter: Meter, address: str) -> Meter:
 
 def _newest(speaking: Conversation) -> tuple[KeySet, KeyState]:
     """Give the newest generation with its state; RefusedError where the meter was never provisioned or is spent."""
-    meter, client = speaking.meter, speaking.model.addressing.client_sap
+    meter = speaking.meter
     with speaking.party.store.read() as tx:
-        found = key_sets.newest(tx, meter.system_title, 0, client)
+        found = key_sets.newest(tx, meter.system_title, speaking.setup, speaking.client)
         state = key_states.state(tx, found.ref) if found else None
     if found is None or state not in (KeyState.PRE_ACTIVE, KeyState.ACTIVE):
         raise RefusedError(f"meter {meter.title} has no keys to inject", hint="provision it with an order first")

@@ -32,7 +32,6 @@ from hsmkm.store.store import Transaction
 from hsmkm.token.keys import KeyHandle
 from hsmkm.token.types import KeyRole, MeterRole
 
-SECURITY_SETUP = 0
 FIRST_GENERATION = 1
 GLOBAL_KEYS = (KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
 
@@ -129,9 +128,9 @@ def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[Order
 def birth(party: Party, package_key: KeyHandle, item: OrderedMeter, order_id: str) -> _Born:
     """Make one meter's key set: 18 calls of the token, none of which asks for a length, and 4 more for a secret."""
     vault, model = party.vault, load_model(item.model, party.home)
-    client = model.addressing.client_sap
+    setup, client = model.security_setup.number, model.addressing.client_sap
     meter = Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id)
-    ref = KeySetRef(meter.system_title, SECURITY_SETUP, client, FIRST_GENERATION)
+    ref = KeySetRef(meter.system_title, setup, client, FIRST_GENERATION)
     stored, wrapped = [], []
     with ExitStack() as handles:
         master = handles.enter_context(vault.generate(KeyRole.MASTER, item.suite))

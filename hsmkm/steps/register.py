@@ -58,10 +58,9 @@ def _given_in_time(party: Party, given: list[Given], outcomes: list[Outcome], wa
 
 def held_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force, or the one that came with the meter and was never used from here."""
-    client = speaking.model.addressing.client_sap
+    place = speaking.meter.system_title, speaking.setup, speaking.client
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, speaking.meter.system_title, 0, client)
-        found = found or key_sets.newest(tx, speaking.meter.system_title, 0, client)
+        found = key_sets.active(tx, *place) or key_sets.newest(tx, *place)
     if found is None:
         raise RefusedError(
             f"there are no keys of meter {speaking.meter.title}", hint="import its delivery package first"

@@ -41,7 +41,6 @@ from hsmkm.errors import (
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.meter_model import MeterModel
 from hsmkm.steps.communicate import (
-    SECURITY_SETUP,
     Conversation,
     associated,
     conversation,
@@ -190,9 +189,8 @@ def refuse_unfinished(speaking: Conversation) -> None:
 
 def current_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force: the active one, or the model's initial keys where none was ever active."""
-    client = speaking.model.addressing.client_sap
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, speaking.meter.system_title, SECURITY_SETUP, client)
+        found = key_sets.active(tx, speaking.meter.system_title, speaking.setup, speaking.client)
     return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
 
 
@@ -250,9 +248,8 @@ def add_generation(
 ) -> KeySet:
     """Store a new generation of the meter's keys, above every one held."""
     meter = speaking.meter
-    client = speaking.model.addressing.client_sap
     made = KeySet(
-        ref=speaking.ref(key_sets.next_generation(tx, meter.system_title, SECURITY_SETUP, client)),
+        ref=speaking.ref(key_sets.next_generation(tx, meter.system_title, speaking.setup, speaking.client)),
         suite=suite_of.suite,
         storage_key=speaking.party.vault.storage_key,
         state=state,
