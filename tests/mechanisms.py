@@ -130,6 +130,12 @@ def certify_meter(line: Line) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def moved(party: Party, address: str) -> None:
+    """Have the party find the meter at another address."""
+    with party.store.begin("meter-address", TITLE, {}) as tx:
+        meters.update(tx, replace(meters.require(tx, bytes.fromhex(TITLE)), address=address))
+
+
 @contextmanager
 def under_initial_keys(party: Party, address: str) -> Iterator[Client]:
     """Associate with the meter at an address under what its model comes with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,21 +12,35 @@ import typer
 from hsmkm.cli.frame import party_worker
 from hsmkm.cli.outcomes import show_outcomes
 from hsmkm.errors import InputError
+from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import GLOBAL_KEYS, Outcome, failing
 from hsmkm.steps.renew import renew as renew_meters
 from hsmkm.steps.resolve import resolve as resolve_meter
 from hsmkm.steps.resolve import unfinished
 from hsmkm.store.key_set import ROLE_NAMES
-from hsmkm.token.types import MeterRole
+from hsmkm.token.types import KeyRole, MeterRole
 
+
+class By(StrEnum):
+    """How new keys come about: made here and wrapped, or agreed on with the meter."""
+
+    KEY_TRANSFER = "key-transfer"
+    KEY_AGREEMENT = "key-agreement"
+
+
+BY_DEFAULT: dict[By, tuple[MeterRole, ...]] = {By.KEY_TRANSFER: GLOBAL_KEYS, By.KEY_AGREEMENT: (KeyRole.GUEK,)}
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
 
 
 def renew(
     meters: Meters = None,
     file: Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")] = None,
-    keys: Annotated[str, typer.Option(help="guek, gak, gbek, master, lls, hls, with commas.")] = ",".join(GLOBAL_KEYS),
+    keys: Annotated[
+        str | None,
+        typer.Option(help="guek, gak, gbek, master, lls, hls, with commas; by default the global keys it takes."),
+    ] = None,
+    by: Annotated[By, typer.Option(help="The method of the meter's Security Setup.")] = By.KEY_TRANSFER,
     *,
     prove_refusal: Annotated[
         bool, typer.Option("--prove-refusal", help="Also show that the meter refuses the old keys.")
@@ -37,10 +52,10 @@ def renew(
 
     A meter whose state is in doubt afterwards is listed as unknown and the exit code is 7; `hsmkm resolve` finishes it.
     """
-    roles = _roles(keys)
+    roles = _roles(keys) if keys else BY_DEFAULT[by]
     names = _names(meters, file)
     with party_worker() as worker:
-        outcomes = worker.call(_renew, names, roles, prove_refusal)
+        outcomes = worker.call(_renew, names, roles, by, prove_refusal)
     show_outcomes(outcomes)
 
 
@@ -60,7 +75,9 @@ def resolve(
     show_outcomes(outcomes)
 
 
-def _renew(party: Party, names: list[str], roles: tuple[MeterRole, ...], prove: bool) -> list[Outcome]:
+def _renew(party: Party, names: list[str], roles: tuple[MeterRole, ...], by: By, prove: bool) -> list[Outcome]:
+    if by is By.KEY_AGREEMENT:
+        return renew_by_agreement(party, names, roles, prove_refusal=prove)
     return renew_meters(party, names, roles, prove_refusal=prove)
 
 

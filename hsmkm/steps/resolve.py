@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from functools import partial
 
 from hsmkm.errors import IntegrityError, ProtocolError, TransportError
 from hsmkm.link.client import MeterRefusedError
+from hsmkm.steps.agree import by_agreement
+from hsmkm.steps.attempts import in_doubt, note_refusal, spend
 from hsmkm.steps.communicate import (
     Conversation,
     active_key_set,
@@ -24,11 +25,10 @@ from hsmkm.steps.communicate import (
 )
 from hsmkm.steps.credentials import Pair, secret_roles
 from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations
-from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
     RECEIPT_SECONDS,
-    InDoubtError,
     Outcome,
     Work,
     add_generation,
@@ -44,14 +44,12 @@ from hsmkm.steps.renew import (
     transfer_payload,
 )
 from hsmkm.steps.stages import with_probe
+from hsmkm.steps.way_back import settle
 from hsmkm.store import intents, key_sets, renewals
 from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
-from hsmkm.store.store import Transaction
 from hsmkm.token.types import KeyRole, MeterRole, SecretRole
-
-DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,8 @@ def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
         if not open_ones:
             return _tell_concentrator(speaking)
         work = _work(speaking, open_ones[-1])
+        if by_agreement(work.renewal):
+            return settle(work, go_on=go_on, wait=RECEIPT_SECONDS)
         truth = _find_truth(work)
         if work.current.ref.generation == 0 and not truth.is_before(work):
             prove_old_refused(work)
@@ -184,12 +184,12 @@ def _true_pair(work: Work, *, acknowledged: bool) -> Pair:
         what = f"guek {pair.guek.ref.generation}, gak {pair.gak.ref.generation}"
         what += "".join(f", {role} {pair.secret.ref.generation}" for role in secret_roles(work.speaking.model))
         try:
-            with associated(work.speaking, pair, partial(_spend_attempt, work, what)):
+            with associated(work.speaking, pair, partial(spend, work, what)):
                 work.refused_in_a_row = 0
                 return pair
         except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
-            _note(work, what, error.message)
-    raise _in_doubt(work, "no pair of GUEK and GAK that can be true associates")
+            note_refusal(work, what, error.message)
+    raise in_doubt(work, "no pair of GUEK and GAK that can be true associates")
 
 
 def _true_others(work: Work, pair: Pair, *, acknowledged: bool) -> dict[MeterRole, KeySet]:
@@ -231,7 +231,7 @@ def _true_master(work: Work, pair: Pair) -> KeySet:
         what = f"master {candidate.ref.generation}"
         if _probe(work, pair, candidate, what):
             return candidate
-    raise _in_doubt(work, "no master key that can be true unwraps the probe")
+    raise in_doubt(work, "no master key that can be true unwraps the probe")
 
 
 def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
@@ -240,52 +240,16 @@ def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
     with work.party.store.begin("master-probe", work.title, {"candidate": what}) as tx:
         intent = intents.open(tx, title, "master-probe", {"candidate": what})
     try:
-        with associated(work.speaking, pair, partial(_spend_attempt, work, what)) as client:
+        with associated(work.speaking, pair, partial(spend, work, what)) as client:
             client.action(key_transfer_method(work.speaking.model), payload)
     except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
         with work.party.store.begin("master-probe-outcome", work.title, {"outcome": error.message}) as tx:
             intents.outcome(tx, intent, "refused" if isinstance(error, MeterRefusedError) else "unknown")
-        _note(work, what, error.message)
+        note_refusal(work, what, error.message)
         return False
     with work.party.store.begin("master-probe-outcome", work.title, {"outcome": "accepted"}) as tx:
         intents.outcome(tx, intent, "accepted")
     return True
-
-
-def _spend_attempt(work: Work, what: str) -> None:
-    """Count an attempt durably before it is made; PartlyDoneError at the day's limit."""
-    limit = work.party.settings.policy.attempts_per_day
-    work.refused_in_a_row += 1
-    if work.refused_in_a_row > work.speaking.model.authentication.failed_limit:
-        raise _in_doubt(work, f"a meter of model {work.speaking.model.name} bears no more attempts in a row")
-    title, now = work.speaking.meter.system_title, utc_now()
-    with work.party.store.begin("resolve-attempt", work.title, {"try": what}) as tx:
-        renewals.attempt(tx, work.renewal.id, {"try": what, "at": now.isoformat()})
-        if _attempts_since(tx, title, now - DAY) > limit:
-            raise InDoubtError(
-                f"meter {work.title} was tried {limit} times in 24 hours and is still in doubt",
-                hint="wait, or raise policy.attempts_per_day if the meter bears it",
-            )
-
-
-def _attempts_since(tx: Transaction, title: bytes, since: datetime) -> int:
-    return sum(
-        datetime.fromisoformat(str(note["at"])) >= since
-        for renewal in renewals.listing(tx, title)
-        for note in renewal.tried
-    )
-
-
-def _note(work: Work, what: str, reason: str) -> None:
-    with work.party.store.begin("resolve-refused", work.title, {"try": what, "reason": reason}):
-        pass
-
-
-def _in_doubt(work: Work, reason: str) -> InDoubtError:
-    return InDoubtError(
-        f"the keys of meter {work.title} stay in doubt: {reason}",
-        hint=f"see what was tried with: hsmkm meter show {work.title}; then hsmkm resolve {work.title} again",
-    )
 
 
 def _complete(work: Work) -> Outcome:

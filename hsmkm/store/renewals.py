@@ -127,6 +127,14 @@ def advance(tx: Transaction, renewal_id: int, state: RenewalState, stage: str) -
     _change(tx, renewal_id, {"state": state.value, "stage": stage})
 
 
+def lead_to(tx: Transaction, renewal_id: int, generation: int) -> None:
+    """Say which generation an unfinished renewal leads to, where that is known only now; raises RefusedError."""
+    renewal = get(tx, renewal_id)
+    if renewal.state in FINISHED:
+        raise RefusedError(f"renewal {renewal_id} is {renewal.state} and leads to generation {renewal.to_generation}")
+    _change(tx, renewal_id, {"to_generation": generation})
+
+
 def attempt(tx: Transaction, renewal_id: int, tried: Mapping[str, object]) -> int:
     """Count one more attempt and note what is tried, before it is; return how many there were with this one."""
     renewal = get(tx, renewal_id)

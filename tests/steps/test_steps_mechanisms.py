@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,11 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.renew import renew
 from hsmkm.steps.resolve import resolve
-from hsmkm.store import certificates, key_sets, meters
+from hsmkm.store import certificates, key_sets
 from hsmkm.store.certificates import CertificateState
 from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 from tests.field import ENERGY
-from tests.mechanisms import SECRETS, TITLE, Line, import_model, set_up, under_initial_keys, write_model
+from tests.mechanisms import SECRETS, TITLE, Line, import_model, moved, set_up, under_initial_keys, write_model
 from tests.proofs.held import hold, wait_held
 from tests.proofs.search import Needles
 from tests.realm import Realm
@@ -199,7 +198,7 @@ def test_a_delivered_secret_opens_an_association_for_the_utility(realm: Realm, m
             sent = export(party, "delivery", "utility", (TITLE,), None)
         with realm.open("utility") as party:
             receive_file(party, sent.path)
-            _moved(party, address)
+            moved(party, address)
             assert energy(party) == 123_456
             (outcome,) = renew(party, [TITLE], (ROLES[SECRETS[mechanism]],))
             assert outcome.state == "active"
@@ -219,11 +218,6 @@ def test_the_orchestrating_process_never_holds_a_secret(realm: Realm, mechanism:
         assert needles.in_memory(held.process) == set()
         assert needles.in_command(held.process) == set()
     assert held.exit_code == 0, held.stderr
-
-
-def _moved(party: Party, address: str) -> None:
-    with party.store.begin("meter-address", TITLE, {}) as tx:
-        meters.update(tx, replace(meters.require(tx, bytes.fromhex(TITLE)), address=address))
 
 
 def _holds(path: Path, forms: tuple[bytes, ...]) -> bool:

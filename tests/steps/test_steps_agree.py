@@ -1,0 +1,137 @@
+"""Renewal by key_agreement against the virtual meter: both suites, both AlgorithmIDs, every fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds
+from hsmkm.dlms.types import KeyId
+from hsmkm.errors import PartlyDoneError, PolicyError, RefusedError
+from hsmkm.simulator.behaviour import Activation, Fault, MeterSettings
+from hsmkm.steps.agree import renew_by_agreement
+from hsmkm.steps.communicate import read
+from hsmkm.steps.inject import inject
+from hsmkm.steps.party import Party
+from hsmkm.steps.resolve import resolve
+from hsmkm.store import renewals
+from hsmkm.token.types import KeyRole
+from tests.field import ENERGY, key_states
+from tests.mechanisms import TITLE, Line, moved, set_up
+from tests.realm import Realm
+
+WAY_BACK = "[key_agreement]\nway_back = true\n"
+
+
+def energy(party: Party) -> object:
+    (reading,) = read(party, TITLE, (ENERGY,))
+    return reading.data.value
+
+
+def injected(realm: Realm, suite: int, extra: str = WAY_BACK) -> Line:
+    line = set_up(realm, 5, suite, extra)
+    with line.meter() as address, realm.open("factory") as party:
+        assert inject(party, TITLE, address).state == "active"
+    return line
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_guek_is_agreed_on_whenever_it_takes_effect_and_the_old_one_refused(realm: Realm, suite: int) -> None:
+    line = injected(realm, suite)
+    before = dict(line.state.keys)
+    for generation, activate in enumerate(Activation, 2):
+        with line.meter(MeterSettings(activate=activate)) as address, realm.open("factory") as party:
+            moved(party, address)
+            (outcome,) = renew_by_agreement(party, [TITLE], prove_refusal=True)
+            assert (outcome.state, outcome.error) == ("active", None)
+            assert energy(party) == 123_456
+            in_force = [number for number, state in key_states(party, 1) if state == "active"]
+            assert in_force == [outcome.generation]
+            assert outcome.generation >= generation
+    assert {key_id for key_id in KeyId if line.state.keys[key_id] != before[key_id]} == {KeyId.GUEK}
+
+
+@pytest.mark.parametrize("suite", [1, 2])
+def test_the_other_algorithm_id_is_tried_where_the_models_own_does_not_associate(realm: Realm, suite: int) -> None:
+    line = injected(realm, suite)
+    settings = MeterSettings(algorithms=AlgorithmIds(GBCS_PREFIX))
+    with line.meter(settings) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert (outcome.state, outcome.generation) == ("active", 3)
+        assert energy(party) == 123_456
+        assert key_states(party, 1) == [(1, "deactivated"), (3, "active")]
+        with party.store.read() as tx:
+            assert renewals.listing(tx, bytes.fromhex(TITLE))[-1].to_generation == 3
+
+
+def test_an_algorithm_id_that_neither_side_of_the_field_has_is_a_doubt_and_found_out(realm: Realm) -> None:
+    line = injected(realm, 1)
+    strange = MeterSettings(algorithms=AlgorithmIds(bytes.fromhex("608574070803")), activate=Activation.RELEASE)
+    with line.meter(strange) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert outcome.state == "unknown"
+        assert isinstance(outcome.error, PartlyDoneError)
+
+
+@pytest.mark.parametrize("fault", [Fault.REJECT, Fault.DROP_BEFORE, Fault.LIE])
+def test_a_meter_that_did_not_take_the_key_agrees_on_another(realm: Realm, fault: Fault) -> None:
+    line = injected(realm, 1)
+    before = line.state.keys[KeyId.GUEK]
+    with line.meter(MeterSettings(fault=fault)) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert outcome.state == "unknown"
+        assert isinstance(outcome.error, PartlyDoneError)
+        assert line.state.keys[KeyId.GUEK] == before
+        assert resolve(party, TITLE).state == "active"
+        assert energy(party) == 123_456
+        with party.store.read() as tx:
+            found = renewals.listing(tx, bytes.fromhex(TITLE))
+        assert [item.state.value for item in found][-2:] == ["abandoned", "active"]
+    assert line.state.keys[KeyId.GUEK] != before
+
+
+def test_a_half_done_agreement_is_a_whole_one_because_each_call_has_one_key(realm: Realm) -> None:
+    line = injected(realm, 1)
+    with line.meter(MeterSettings(fault=Fault.FIRST_ONLY)) as address, realm.open("factory") as party:
+        moved(party, address)
+        assert renew_by_agreement(party, [TITLE])[0].state == "active"
+
+
+def test_what_is_true_is_recorded_without_agreeing_again(realm: Realm) -> None:
+    line = injected(realm, 1)
+    with line.meter(MeterSettings(fault=Fault.REJECT)) as address, realm.open("factory") as party:
+        moved(party, address)
+        assert renew_by_agreement(party, [TITLE])[0].state == "unknown"
+        assert resolve(party, TITLE, go_on=False).state == "abandoned"
+        assert energy(party) == 123_456
+        assert key_states(party, 1) == [(1, "active")]
+
+
+def test_what_would_lock_a_meter_out_is_refused_and_says_why(realm: Realm) -> None:
+    line = injected(realm, 1, "")
+    with line.meter() as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert isinstance(outcome.error, RefusedError)
+        assert "have no way back" in outcome.detail
+        for role in (KeyRole.GAK, KeyRole.GBEK, KeyRole.MASTER):
+            (outcome,) = renew_by_agreement(party, [TITLE], (role,))
+            assert outcome.detail.startswith(f"a {role} key is not agreed on: ")
+        with party.store.read() as tx:
+            assert len(renewals.listing(tx, bytes.fromhex(TITLE))) == 1
+
+
+def test_the_policy_forbids_a_derivation_on_the_host_before_anything_is_sent(realm: Realm) -> None:
+    line = injected(realm, 1)
+    settings = realm.home("factory") / "hsmkm.toml"
+    settings.write_text(settings.read_text().replace("kdf_on_host = true", "kdf_on_host = false"))
+    before = line.state.keys[KeyId.GUEK]
+    with line.meter() as address, realm.open("factory") as party:
+        moved(party, address)
+        with pytest.raises(PolicyError, match="through host memory"):
+            renew_by_agreement(party, [TITLE])
+        with party.store.read() as tx:
+            assert len(renewals.listing(tx, bytes.fromhex(TITLE))) == 1
+    assert line.state.keys[KeyId.GUEK] == before
