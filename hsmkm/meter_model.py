@@ -18,7 +18,11 @@ MECHANISMS = (0, 1, 3, 4, 5, 6, 7)
 GMAC, ECDSA = 5, 7
 WEAK_MECHANISMS = {3: "MD5", 4: "SHA-1"}
 SECRET_OCTETS = range(8, 65, 8)
-FORMS = ("glo", "ded", "general-glo", "general-ded")
+GENERAL_CIPHERING = "general-ciphering"
+FORMS = ("glo", "ded", "general-glo", "general-ded", GENERAL_CIPHERING)
+IDENTIFIED = "identified"
+AGREED_KEYS = ("one-pass", "static")
+GENERAL_KEYS = (IDENTIFIED, "wrapped", *AGREED_KEYS)
 MAX_SETUP = 255
 VERSION_0_POLICIES = range(4)
 VERSION_1_POLICY_BITS = 0xFC
@@ -86,15 +90,24 @@ class ProtectionModel:
     """The security policy as the Security Setup's attribute has it, and the form of protected APDUs.
 
     `policy` is the enum of version 0 (0 to 3) or the bits of version 1 (0x04 to 0x80); left out, everything is
-    authenticated and encrypted.
+    authenticated and encrypted. `key` is that of general-ciphering: the GUEK, a fresh one wrapped under the master key,
+    or one that is agreed on for each APDU (one-pass) or each transaction (static).
     """
 
     policy: int | None = None
     form: str = FORMS[0]
+    key: str = IDENTIFIED
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        return [] if self.form in FORMS else [("form", f"unknown form {self.form!r}: use one of {', '.join(FORMS)}")]
+        found = []
+        if self.form not in FORMS:
+            found.append(("form", f"unknown form {self.form!r}: use one of {', '.join(FORMS)}"))
+        if self.key not in GENERAL_KEYS:
+            found.append(("key", f"unknown key {self.key!r}: use one of {', '.join(GENERAL_KEYS)}"))
+        elif self.key != IDENTIFIED and self.form != GENERAL_CIPHERING:
+            found.append(("key", f'{self.key} is a key of general-ciphering: it takes form = "{GENERAL_CIPHERING}"'))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +200,8 @@ class MeterModel:
         found += [("suites", f"unknown security suite {suite}") for suite in self.suites if suite not in (0, 1, 2)]
         if not ASSOCIATION_NAME.fullmatch(self.association_name):
             found.append(("association_name", "is 1 to 32 of a to z, 0 to 9, dash and underscore"))
+        if self.protection.key in AGREED_KEYS and 0 in self.suites:
+            found.append(("protection.key", "agreed keys need security suite 1 or 2, and suites names 0"))
         return found + self._policy_faults() + self._mechanism_faults()
 
     def _policy_faults(self) -> list[tuple[str, str]]:

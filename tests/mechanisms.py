@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from hsmkm.dlms.certificates import CertificateType
 from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite, SystemTitle
@@ -35,7 +34,8 @@ from tests.realm import Realm, title_of
 MODEL = "proven"
 SECRETS = {1: "lls", 3: "hls", 4: "hls", 6: "hls"}
 TITLE = title_of(1)
-SIGNATURE = CertificateType.DIGITAL_SIGNATURE
+SIGNATURE, AGREEMENT = CertificateType.DIGITAL_SIGNATURE, CertificateType.KEY_AGREEMENT
+PROFILES = {SIGNATURE: "digital-signature", AGREEMENT: "key-agreement"}
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,27 @@ def set_up(realm: Realm, mechanism: int, suite: int, extra: str = "", policy: in
     return line
 
 
-def certify_meter(line: Line) -> ec.EllipticCurvePrivateKey:
-    """Give the meter a certified signature key, and each side the other's certificate."""
-    key = generate(line.state.suite)
-    request = build_request(key, "digital-signature", TITLE).public_bytes(Encoding.DER)
-    with line.realm.open("authority") as party:
-        checked = check_request(request, "digital-signature", source="meter")
-        made = open_authority(party, "issuing").issue(checked, datetime.now(UTC))
+def certify_meter(line: Line) -> None:
+    """Give the meter certified keys for signature and agreement, and each side the other's certificates."""
+    folder = line.realm.home("factory") / "certificates"
+    ending = "-p384.pem" if line.suite == SecuritySuite.SUITE_2 else ".pem"
+    made = {kind: _certified(line, kind) for kind in PROFILES}
     with line.realm.open("factory") as party, party.store.begin("meter-certificate", TITLE, {}) as tx:
-        keep(tx, entry(made, "digital-signature", TITLE, Source.PARTY))
-    line.state.key_pairs[SIGNATURE] = key
-    line.state.certificates.append(made.public_bytes(Encoding.DER))
-    name = "digital-signature-p384.pem" if line.suite == SecuritySuite.SUITE_2 else "digital-signature.pem"
-    leaf, *chain = load_pem_x509_certificates((line.realm.home("factory") / "certificates" / name).read_bytes())
-    line.state.certificates.append(leaf.public_bytes(Encoding.DER))
+        for kind, certificate in made.items():
+            keep(tx, entry(certificate, PROFILES[kind], TITLE, Source.PARTY))
+    for kind, certificate in made.items():
+        line.state.certificates.append(certificate.public_bytes(Encoding.DER))
+        leaf, *chain = load_pem_x509_certificates((folder / f"{PROFILES[kind]}{ending}").read_bytes())
+        line.state.certificates.append(leaf.public_bytes(Encoding.DER))
     line.state.anchors += [one.public_bytes(Encoding.DER) for one in chain]
-    return key
+
+
+def _certified(line: Line, kind: CertificateType) -> Certificate:
+    key = line.state.key_pairs[kind] = generate(line.state.suite)
+    request = build_request(key, PROFILES[kind], TITLE).public_bytes(Encoding.DER)
+    with line.realm.open("authority") as party:
+        checked = check_request(request, PROFILES[kind], source="meter")
+        return open_authority(party, "issuing").issue(checked, datetime.now(UTC))
 
 
 def moved(party: Party, address: str) -> None:

@@ -124,7 +124,7 @@ def test_a_model_says_how_its_meters_are_spoken_to(tmp_path: Path) -> None:
         ("[protection]\npolicy = 0x90\n", [(3, "protection.policy")]),
         ('[protection]\npolicy = "all"\n', [(3, "protection.policy")]),
         ("[protection]\npolicy = -4\n", [(3, "protection.policy")]),
-        ('[protection]\nform = "general-ciphering"\n', [(3, "protection.form")]),
+        ('[protection]\nform = "general-signing"\n', [(3, "protection.form")]),
     ],
 )
 def test_what_a_model_cannot_mean_is_a_fault_of_its_line(

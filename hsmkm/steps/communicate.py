@@ -13,13 +13,15 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsmkm.config import load_model
+from hsmkm.dlms.agreement import AlgorithmIds
 from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
-from hsmkm.dlms.channel import Form
+from hsmkm.dlms.channel import Form, Traffic
+from hsmkm.dlms.general_keys import KeyChoice
 from hsmkm.dlms.settings import AssociationSettings
 from hsmkm.dlms.types import AttributeRef, LogicalName, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import InputError, ProtocolError, RefusedError, TransportError
@@ -27,7 +29,8 @@ from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.link.tcp import ApduLink, TcpLink
 from hsmkm.link.tls import TlsLink, client_context
 from hsmkm.meter_model import MeterModel
-from hsmkm.steps.credentials import ClockTransactions, Credentials, Pair, credentials, policy_of, proves_keys
+from hsmkm.steps.credentials import Credentials, Pair, credentials, policy_of, proves_keys
+from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general_keys
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import counters, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
@@ -256,6 +259,9 @@ def _associate(
     if opened.key is None:
         spend()
         return _attempt(speaking, pair, opened, counter, stack)
+    if Form(speaking.model.protection.form) is Form.GENERAL:
+        terms = _general_terms(speaking, pair, Traffic(opened.key, counter, StoredReceiveCounter(speaking, identity)))
+        opened = replace(opened, general=stack.enter_context(general_keys(speaking.party, terms)))
     with speaking.party.store.read() as tx:
         known = counters.current(tx, identity, speaking.client_title)
     next_value = known.next if known else 1
@@ -269,6 +275,21 @@ def _associate(
             raise
     spend()
     return _attempt(speaking, pair, opened, counter, stack)
+
+
+def _general_terms(speaking: Conversation, pair: Pair, guek: Traffic) -> Terms:
+    """Say which key the model's general-ciphering takes: the GUEK where the master key in force is not known."""
+    model, choice = speaking.model, CHOICES[speaking.model.protection.key]
+    return Terms(
+        meter=speaking.meter.system_title,
+        suite=pair.guek.suite,
+        choice=KeyChoice.GUEK if choice is KeyChoice.WRAPPED and pair.master is None else choice,
+        gak=pair.gak,
+        master=pair.master,
+        guek=guek,
+        counters=lambda identity: (StoredCounter(speaking, identity), StoredReceiveCounter(speaking, identity)),
+        algorithms=AlgorithmIds(bytes.fromhex(model.key_agreement.algorithm_id)),
+    )
 
 
 def _attempt(
@@ -305,7 +326,8 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
         policy=policy_of(model),
         form=Form(model.protection.form),
         dedicated=opened.dedicated,
-        transactions=ClockTransactions(),
+        key_source=opened.general,
+        transactions=StoredTransactions(speaking.party, speaking.meter.system_title),
     )
 
 

@@ -6,20 +6,19 @@ standard puts them into an APDU: an LLS password, and the dedicated key of one a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hsmkm.dlms.channel import Form
+from hsmkm.dlms.channel import Form, KeySource
 from hsmkm.dlms.hls import DIGESTS, DigestAlgorithm
 from hsmkm.dlms.protection import AUTHENTICATED_AND_ENCRYPTED, UNPROTECTED, Protection, SecurityPolicy
 from hsmkm.dlms.settings import DedicatedKey
 from hsmkm.dlms.types import Mechanism
 from hsmkm.errors import RefusedError
-from hsmkm.meter_model import MeterModel
+from hsmkm.meter_model import IDENTIFIED, MeterModel
 from hsmkm.pki.certificates import public_key
 from hsmkm.pki.profiles import DIGITAL_SIGNATURE
 from hsmkm.pki.slots import Slot, curve_for
@@ -32,26 +31,31 @@ from hsmkm.token.signature import verify_raw
 from hsmkm.token.types import Digest, KeyRole, MeterRole, Sealed, SecretRole, Use
 from hsmkm.token.vault import Vault
 
-MICROSECOND = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The key sets whose GUEK, whose GAK and whose LLS or HLS secret are taken to be in force; usually all the same."""
+    """The key sets whose GUEK, whose GAK and whose LLS or HLS secret are taken to be in force; usually all the same.
+
+    `master` is that of the master key, None while a meter is asked which one it has.
+    """
 
     guek: KeySet
     gak: KeySet
     secret: KeySet
+    master: KeySet | None = None
 
     @classmethod
     def of(cls, key_set: KeySet) -> Pair:
         """Take all from one set."""
-        return cls(key_set, key_set, key_set)
+        return cls(key_set, key_set, key_set, key_set)
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Everything that one association rests on; `key` is None where the model's meters take APDUs in clear."""
+    """Everything that one association rests on; `key` is None where the model's meters take APDUs in clear.
+
+    `general` is there where the model's form is general-ciphering.
+    """
 
     key: CipherKey | None = field(repr=False)
     password: TokenPassword | None = None
@@ -59,6 +63,7 @@ class Credentials:
     signer: TokenSigningKey | None = None
     verifier: CertifiedKey | None = None
     dedicated: DedicatedKey | None = None
+    general: KeySource | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +133,6 @@ class TokenDedicatedKey:
             return bytes(value)
 
 
-class ClockTransactions:
-    """Numbers transactions by the microseconds since 1970: they rise from one process to the next without a record."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> int:
-        """Give the next number; a meter refuses one that its clock has gone back behind."""
-        self._last = max(self._last + 1, time.time_ns() // MICROSECOND)
-        return self._last
-
-
 def open_key(party: Party, key_set: KeySet, role: MeterRole, use: Use) -> KeyHandle:
     """Open one key of a verified key set in the token; RefusedError where the set does not hold it."""
     return party.vault.open(role, sealed_key(key_set, role), key_set.suite, use)
@@ -177,10 +170,11 @@ def is_ciphered(model: MeterModel) -> bool:
 
 
 def proves_keys(model: MeterModel) -> bool:
-    """Tell whether an association shows that the meter has GUEK and GAK: by GMAC, or by the tags of its answers."""
-    policy = policy_of(model)
+    """Tell whether an association shows that the meter has GUEK and GAK: by GMAC, or by the tags under the GUEK."""
+    policy, protection = policy_of(model), model.protection
     tagged = policy.request & policy.response & Protection.AUTHENTICATED
-    return model.authentication.mechanism == Mechanism.HLS_GMAC or bool(tagged)
+    under_guek = Form(protection.form) is not Form.GENERAL or protection.key == IDENTIFIED
+    return model.authentication.mechanism == Mechanism.HLS_GMAC or bool(tagged and under_guek)
 
 
 def refuse_unproved(model: MeterModel) -> None:

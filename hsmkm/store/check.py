@@ -18,6 +18,7 @@ from hsmkm.store import (
     models,
     packages,
     parties,
+    transactions,
 )
 from hsmkm.store.audit import Problem
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
@@ -36,6 +37,7 @@ AUTHENTICATED = (
     key_states.ROWS,
     counters.ROWS,
     counters.RECEIVE_ROWS,
+    transactions.ROWS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000

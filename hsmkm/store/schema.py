@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0002"
+HEAD = "0003"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -260,6 +260,15 @@ receive_counters = Table(
     _key("identity", LargeBinary),
     _key("server_title", LargeBinary),
     _column("lowest", BigInteger),
+    *_authenticated(),
+    sqlite_with_rowid=False,
+)
+
+transactions = Table(
+    "transactions",
+    metadata,
+    _key("recipient", LargeBinary),
+    _column("next", BigInteger),
     *_authenticated(),
     sqlite_with_rowid=False,
 )

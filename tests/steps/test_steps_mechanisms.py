@@ -141,7 +141,7 @@ def test_mechanism_7_takes_the_meters_certificate_while_it_is_in_force(realm: Re
     with line.meter() as address, realm.open("factory") as party:
         inject(party, TITLE, address)
         with party.store.begin("meter-certificate-revoked", TITLE, {}) as tx:
-            (record,) = certificates.listing(tx, owner=TITLE)
+            (record,) = certificates.listing(tx, owner=TITLE, profile="digital-signature")
             certificates.set_state(tx, record.fingerprint, CertificateState.REVOKED)
         with pytest.raises(RefusedError, match="has no certificate"):
             energy(party)
