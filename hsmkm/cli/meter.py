@@ -15,6 +15,7 @@ from hsmkm.cli.renew import read_lines
 from hsmkm.config import SYSTEM_TITLE
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
+from hsmkm.steps.agree import by_agreement
 from hsmkm.steps.communicate import Reading
 from hsmkm.steps.communicate import read as read_meter
 from hsmkm.steps.enrol import Enrolled, import_certificates, request_certificates
@@ -24,7 +25,9 @@ from hsmkm.steps.party import Party, open_listing
 from hsmkm.steps.provision import provision as provision_order
 from hsmkm.steps.register import register as register_meters
 from hsmkm.steps.renew import Outcome, failing
+from hsmkm.steps.way_back import way_back
 from hsmkm.store import key_sets, meters, renewals
+from hsmkm.store.renewals import FINISHED
 
 app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
 
@@ -211,7 +214,8 @@ def list_meters(
 def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial number.")]) -> None:
     """Show a meter's generations and renewals.
 
-    Key generations come with their states, renewals with what was tried.
+    Key generations come with their states, renewals with what was tried and, where a lost answer may have locked the
+    meter, with the way back.
     """
     with open_listing(frame().home) as store, store.read() as tx:
         found = meters.find(tx, meter)
@@ -234,6 +238,11 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
             "detail": f"{item.from_generation} to {item.to_generation}, stage {item.stage}, tried {list(item.tried)}",
         }
         for item in history
+    ]
+    rows += [
+        {"kind": "way back", "number": item.id, "state": "open", "detail": way_back(found.title)}
+        for item in history
+        if by_agreement(item) and item.state not in FINISHED
     ]
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
     show(rows, ("kind", "number", "state", "detail"))

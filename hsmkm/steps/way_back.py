@@ -21,6 +21,14 @@ from hsmkm.store.key_sets import KeySet
 from hsmkm.store.renewals import RenewalState
 
 
+def way_back(title: str) -> str:
+    """Say how a meter comes back whose answer to key_agreement was lost."""
+    return (
+        f"hsmkm resolve {title}: it tries the keys that are known, and else transfers a fresh guek in an association "
+        "of general-ciphering under a key wrapped under the master key"
+    )
+
+
 def settle(work: Work, *, go_on: bool, wait: int) -> Outcome:
     """Finish a renewal by key_agreement; PartlyDoneError while the meter does not tell what it holds.
 

@@ -6,24 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509 import load_pem_x509_certificates
 
 from hsmkm.link.client import MeterRefusedError
 from tests.field import ENERGY
-from tests.mechanisms import SIGNATURE, TITLE, Line, set_up, under_initial_keys
+from tests.interop.line import options, signing
+from tests.mechanisms import set_up, under_initial_keys
 from tests.realm import Realm
 
 pytestmark = pytest.mark.slow
 
 StartMeter = Callable[..., int]
 WORD = "k3y-0f-m"
-
-
-def options(line: Line, secret: str) -> tuple[str, ...]:
-    names = {"guek": "--guek", "gbek": "--gbek", "gak": "--gak", "master": "--kek"}
-    keys = [text for role, name in names.items() for text in (name, line.keys[role].hex())]
-    return ("--system-title", TITLE, "--suite", str(line.suite), "--password", secret, *keys)
 
 
 def reads(realm: Realm, port: int) -> int:
@@ -58,10 +51,4 @@ def test_a_signing_key_in_the_token_proves_us_and_a_certificate_the_meter(
     realm: Realm, start_meter: StartMeter, tmp_path: Path
 ) -> None:
     line = set_up(realm, 7, 1)
-    own, theirs = tmp_path / "server.pem", tmp_path / "client.pem"
-    own.write_bytes(line.state.key_pairs[SIGNATURE].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    ours = (realm.home("factory") / "certificates" / "digital-signature.pem").read_bytes()
-    public = load_pem_x509_certificates(ours)[0].public_key()
-    theirs.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    signing = ("--server-sign-key", str(own), "--client-sign-pub", str(theirs))
-    assert reads(realm, start_meter(*options(line, "unused"), *signing)) == 123_456
+    assert reads(realm, start_meter(*options(line), *signing(line, tmp_path))) == 123_456
