@@ -8,47 +8,18 @@ from typing import Annotated
 
 import typer
 
-from hsmkm.cli import (
-    audit,
-    concentrator,
-    config,
-    meter,
-    model,
-    package,
-    party,
-    pki,
-    renew,
-    serve,
-    setup,
-    simulate,
-    store,
-    token,
-)
 from hsmkm.cli.frame import Frame, Output, default_actor, enter, run
+from hsmkm.cli.nouns import Nouns
 
 app = typer.Typer(
     name="hsmkm",
+    cls=Nouns,
     help="A key manager for DLMS/COSEM smart metering whose keys live in a token behind PKCS#11.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(name="init")(setup.init)
-app.add_typer(config.app, name="config")
-app.add_typer(token.app, name="token")
-app.add_typer(pki.app, name="pki")
-app.add_typer(party.app, name="party")
-app.add_typer(model.app, name="model")
-app.add_typer(meter.app, name="meter")
-app.add_typer(package.app, name="package")
-app.command(name="renew")(renew.renew)
-app.command(name="resolve")(renew.resolve)
-app.command(name="serve")(serve.serve)
-app.add_typer(concentrator.app, name="concentrator")
-app.add_typer(store.app, name="store")
-app.add_typer(audit.app, name="audit")
-app.add_typer(simulate.app, name="simulate")
 
 
 @app.callback()

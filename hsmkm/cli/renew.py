@@ -32,7 +32,10 @@ class By(StrEnum):
 BY_DEFAULT: dict[By, tuple[MeterRole, ...]] = {By.KEY_TRANSFER: GLOBAL_KEYS, By.KEY_AGREEMENT: (KeyRole.GUEK,)}
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
 
+app = typer.Typer()
 
+
+@app.command()
 def renew(
     meters: Meters = None,
     file: Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")] = None,
@@ -59,6 +62,7 @@ def renew(
     show_outcomes(outcomes)
 
 
+@app.command()
 def resolve(
     meters: Meters = None,
     *,

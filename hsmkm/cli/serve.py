@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 
+import typer
+
 from hsmkm.cli.frame import frame, standing_worker, talk
 from hsmkm.cli.listening import announce, log_to_stderr
 from hsmkm.errors import RefusedError
 from hsmkm.link.tls import server_context
 from hsmkm.steps.communicate import split_listen
 
+app = typer.Typer()
 
+
+@app.command()
 def serve() -> None:
     """Serve packages to registered parties over TLS.
 

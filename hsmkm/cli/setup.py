@@ -10,7 +10,10 @@ from hsmkm.cli.frame import frame, show
 from hsmkm.config import ROLES
 from hsmkm.steps.setup import write_home
 
+app = typer.Typer()
 
+
+@app.command()
 def init(
     name: Annotated[str, typer.Option(help="The party's name, as others will register it.")],
     role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")],
