@@ -24,6 +24,7 @@ ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party
 CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
+POLICY_ARC = re.compile(r"([01]\.([0-9]|[1-3][0-9])|2\.(0|[1-9][0-9]{0,9}))(\.(0|[1-9][0-9]{0,9})){1,20}")
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -117,6 +118,23 @@ class PolicySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PkiSettings:
+    """The arc of object identifiers under which certificate policies stand; empty for the one that hsmkm has.
+
+    An authority made from then on certifies under it, and it is understood beside the ones that hsmkm knows.
+    """
+
+    policy_arc: str = ""
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        arc = self.policy_arc
+        if not arc or (POLICY_ARC.fullmatch(arc) and all(int(number) < 1 << 32 for number in arc.split("."))):
+            return []
+        return [("policy_arc", f"{arc!r} is not an object identifier of numbers below 2^32, such as 1.3.6.1.4.1.32473")]
+
+
+@dataclass(frozen=True, slots=True)
 class DlmsSettings:
     """How meters are spoken to: seconds before an answer is given up, and invocation counters reserved at a time."""
 
@@ -177,6 +195,7 @@ class Settings:
     token: TokenSection = field(default_factory=TokenSection)
     store: StoreSettings = field(default_factory=StoreSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    pki: PkiSettings = field(default_factory=PkiSettings)
     dlms: DlmsSettings = field(default_factory=DlmsSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     concentrator: ConcentratorSettings = field(default_factory=ConcentratorSettings)

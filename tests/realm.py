@@ -117,7 +117,7 @@ def _make_authorities(realm: Realm) -> None:
 def _certify(realm: Realm, name: str) -> None:
     requests, issued = realm.folder / "requests" / name, realm.folder / "certificates" / name
     with realm.open(name) as party:
-        certify.request(party, ("127.0.0.1", "localhost"), requests)
+        certify.request(party, ("127.0.0.1", "hsmkm.example"), requests)
     with realm.open("authority") as party:
         issue(party, requests, issued)
     with realm.open(name) as party:

@@ -204,3 +204,17 @@ def test_what_an_association_cannot_mean_is_a_fault_of_its_line(
     tmp_path: Path, text: str, faults: list[tuple[int, str]]
 ) -> None:
     assert model_faults(tmp_path, text) == faults
+
+
+@pytest.mark.parametrize("arc", ["", "1.3.6.1.4.1.32473.5", "2.999.1"])
+def test_an_arc_is_an_object_identifier(tmp_path: Path, arc: str) -> None:
+    assert load_settings(write(tmp_path, GOOD + f'[pki]\npolicy_arc = "{arc}"\n'), {}).pki.policy_arc == arc
+
+
+@pytest.mark.parametrize(
+    "arc", ["1", "1.40.1", "3.1.1", "1.3.06", "1.3.", "2.25.29180419528223544606359186039743759980"]
+)
+def test_an_arc_that_not_every_decoder_reads_is_a_fault(tmp_path: Path, arc: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_settings(write(tmp_path, GOOD + f'[pki]\npolicy_arc = "{arc}"\n'), {})
+    assert [fault.line for fault in caught.value.faults] == [6]

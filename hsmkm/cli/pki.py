@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.cli.frame import frame, party_worker, show, talk
+from hsmkm.errors import RefusedError
+from hsmkm.pki.pkilint import is_installed
 from hsmkm.steps import certify
 from hsmkm.steps.ceremony import create_root_with_transcript
 from hsmkm.steps.expiry import due_certificates, due_lists
 from hsmkm.steps.issue import issue as issue_requests
 from hsmkm.steps.issue import issue_without_end
+from hsmkm.steps.lint_files import lint_files
 from hsmkm.steps.party import open_listing, utc_now
 from hsmkm.store import certificates
 
@@ -174,6 +177,29 @@ def expiring(
         for item in found
     ]
     show(rows, ("owner", "profile", "source", "state", "not_after", "serial"))
+
+
+@app.command()
+def lint(
+    files: Annotated[list[Path], typer.Argument(help="Certificates (PEM or DER) and revocation lists.")],
+    issuer: Annotated[
+        list[Path] | None, typer.Option(help="Certificate of an issuer that is not in this home; repeatable.")
+    ] = None,
+) -> None:
+    """Check certificates and lists in files.
+
+    By the rules of our profiles, and by pkilint where it is installed. Exit code 1 for an error.
+    """
+    found = lint_files(frame().home, files, issuer or ())
+    if not is_installed():
+        talk("pkilint is not installed: the rules of hsmkm alone were checked")
+    rows = [
+        {"file": item.file, "subject": item.subject, "linter": item.linter, "finding": item.finding} for item in found
+    ]
+    show(rows, ("file", "subject", "linter", "finding"))
+    wrong = [f"{item.file}: {item.subject}: {item.finding}" for item in found if item.is_error]
+    if wrong:
+        raise RefusedError(f"{len(wrong)} error(s) found", wrong, hint="do not use what is named, or say who issued it")
 
 
 @app.command(name="list")

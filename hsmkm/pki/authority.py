@@ -21,7 +21,7 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.pki.certificates import common_name, public_key
 from hsmkm.pki.der import bit_string, sequence
 from hsmkm.pki.lint import MAX_SERIAL_BITS, Linted, Plan, expected_extensions, lint
-from hsmkm.pki.profiles import NO_END, ROOT, CertificateProfile, hash_for, profile
+from hsmkm.pki.profiles import NO_END, POLICY_ARC, ROOT, CertificateProfile, hash_for, profile
 from hsmkm.pki.requests import CheckedRequest, subject_name
 from hsmkm.pki.stand_in import dummy_signer
 
@@ -46,8 +46,9 @@ class Authority:
         The validity ends with the profile's lifetime, the one given or the authority's own, whichever comes first.
         Raises RefusedError where this authority does not issue the profile or the certificate does not fit it.
         """
-        _must_issue(self.certificate, request.profile)
-        plan = _plan(request.profile, request.subject, request.public_key, self, now, lifetime, request.names)
+        arc = _must_issue(self.certificate, request.profile)
+        plan = _plan(request.profile, request.subject, request.public_key, self, now, lifetime)
+        plan = replace(plan, names=request.names, arc=arc)
         return _certify(plan, self.signer, self.record)
 
     def issue_many(
@@ -67,21 +68,25 @@ class Authority:
         return [sign(one, self.signer) for one in linted]
 
     def _lint(self, request: CheckedRequest, now: datetime, *, without_end: bool) -> Linted:
-        _must_issue(self.certificate, request.profile)
-        plan = _plan(request.profile, request.subject, request.public_key, self, now, names=request.names)
+        arc = _must_issue(self.certificate, request.profile)
+        plan = _plan(request.profile, request.subject, request.public_key, self, now)
+        plan = replace(plan, names=request.names, arc=arc)
         if without_end and request.profile.may_lack_end:
             plan = replace(plan, not_after=NO_END)
         return lint(_build(plan), plan)
 
     def certify_authority(
-        self, profile_name: str, name: str, key: ec.EllipticCurvePublicKey, now: datetime
+        self, profile_name: str, name: str, key: ec.EllipticCurvePublicKey, now: datetime, arc: str = POLICY_ARC
     ) -> x509.Certificate:
-        """Issue the certificate of an authority under this one, for a key made on the same premises."""
+        """Issue the certificate of an authority under this one, for a key made on the same premises.
+
+        What that authority issues has its policies under the same arc.
+        """
         kind = profile(profile_name)
         if not kind.is_authority or kind is ROOT:
             raise RefusedError(f"the profile {kind.name} is not that of an authority under a root")
         _must_issue(self.certificate, kind)
-        return _certify(_plan(kind, name, key, self, now), self.signer, self.record)
+        return _certify(replace(_plan(kind, name, key, self, now), arc=arc), self.signer, self.record)
 
 
 def create_root(
@@ -95,10 +100,15 @@ def create_root(
 
 
 def create_issuing(
-    root: Authority, profile_name: str, name: str, key: ec.EllipticCurvePublicKey, now: datetime
+    root: Authority,
+    profile_name: str,
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    arc: str = POLICY_ARC,
 ) -> x509.Certificate:
-    """Make the certificate of the authority `issuing` or `package-issuing` under a root."""
-    return root.certify_authority(profile_name, name, key, now)
+    """Make the certificate of the authority `issuing` or `package-issuing` under a root, its policies under an arc."""
+    return root.certify_authority(profile_name, name, key, now, arc)
 
 
 def sign(linted: Linted, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -144,24 +154,32 @@ def _plan(
     authority: Authority,
     now: datetime,
     lifetime: timedelta | None = None,
-    names: tuple[str, ...] = (),
 ) -> Plan:
     issuer, begin = authority.certificate, _whole_seconds(now)
     if not issuer.not_valid_before_utc <= begin < issuer.not_valid_after_utc:
         raise RefusedError("the authority's certificate is not valid now", hint="renew the authority first")
     end = min(begin + min(lifetime or kind.lifetime, kind.lifetime), issuer.not_valid_after_utc)
-    return Plan(kind, subject, key, issuer, public_key(issuer), _serial(), begin, end, names)
+    return Plan(kind, subject, key, issuer, public_key(issuer), _serial(), begin, end)
 
 
-def _must_issue(issuer: x509.Certificate, kind: CertificateProfile) -> None:
-    """Refuse where the issuer's own certificate does not say that it issues this profile."""
+def _must_issue(issuer: x509.Certificate, kind: CertificateProfile) -> str:
+    """Refuse where the issuer's own certificate does not say that it issues this profile; gives its policies' arc."""
     wanted = profile(kind.issuer)
     limits = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
     usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     fits = limits.ca and limits.path_length == wanted.path_length and usage == wanted.key_usage()
-    if not fits or policies_of(issuer) != frozenset(wanted.policies):
+    arc = arc_of(issuer, wanted)
+    if not fits or arc is None:
         name = common_name(issuer.subject)
         raise RefusedError(f"the authority {name!r} does not issue {kind.name} certificates, {wanted.name} does")
+    return arc
+
+
+def arc_of(certificate: x509.Certificate, kind: CertificateProfile) -> str | None:
+    """Name the arc under which a certificate has exactly the policies of a profile; None where there is none."""
+    found = policies_of(certificate)
+    arcs = {oid.dotted_string.removesuffix(f".{end}") for oid in found for end in kind.policies} or {POLICY_ARC}
+    return next((arc for arc in arcs if frozenset(kind.policies_under(arc)) == found), None)
 
 
 def policies_of(certificate: x509.Certificate) -> frozenset[x509.ObjectIdentifier]:

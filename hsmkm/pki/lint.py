@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from hsmkm.errors import RefusedError
 from hsmkm.pki.certificates import common_name, is_name, is_title
-from hsmkm.pki.profiles import NO_END, CertificateProfile, hash_for, may_certify
+from hsmkm.pki.profiles import NO_END, POLICY_ARC, CertificateProfile, hash_for, may_certify
 from hsmkm.pki.requests import alternative_names
 
 MAX_SERIAL_BITS = 159
@@ -30,7 +30,10 @@ _ONLY_LINT = object()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be certified, by whom and for how long; `issuer` is None for a root, which certifies itself."""
+    """What is to be certified, by whom and for how long; `issuer` is None for a root, which certifies itself.
+
+    `arc` is the one under which its policies stand.
+    """
 
     profile: CertificateProfile
     subject: str
@@ -41,6 +44,7 @@ class Plan:
     not_before: datetime
     not_after: datetime
     names: tuple[str, ...] = ()
+    arc: str = POLICY_ARC
 
     @property
     def issuer_subject(self) -> x509.Name | None:
@@ -68,17 +72,22 @@ class Linted:
 
 def lint(certificate: x509.Certificate, plan: Plan) -> Linted:
     """Compare every field with the plan and the profile; raise RefusedError with every difference."""
-    reasons = [
-        *_names(certificate, plan),
-        *_dates(certificate, plan),
-        *_key(certificate, plan),
-        *_extensions(certificate, plan),
-    ]
+    reasons = differences(certificate, plan)
     if reasons:
         raise RefusedError(
             f"the certificate for {plan.subject!r} does not fit the profile {plan.profile.name}", reasons
         )
     return Linted(plan, certificate, _ONLY_LINT)
+
+
+def differences(certificate: x509.Certificate, plan: Plan) -> list[str]:
+    """Say every difference of a certificate from the plan and its profile."""
+    return [
+        *_names(certificate, plan),
+        *_dates(certificate, plan),
+        *_key(certificate, plan),
+        *_extensions(certificate, plan),
+    ]
 
 
 def _names(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
@@ -141,7 +150,7 @@ def expected_extensions(plan: Plan) -> Iterator[tuple[x509.ObjectIdentifier, tup
     if kind.is_authority:
         yield ExtensionOID.BASIC_CONSTRAINTS, (True, x509.BasicConstraints(ca=True, path_length=kind.path_length))
     if kind.policies:
-        policies = [x509.PolicyInformation(oid, None) for oid in kind.policies]
+        policies = [x509.PolicyInformation(oid, None) for oid in kind.policies_under(plan.arc)]
         yield ExtensionOID.CERTIFICATE_POLICIES, (False, x509.CertificatePolicies(policies))
     if kind.extended_usage:
         yield ExtensionOID.EXTENDED_KEY_USAGE, (False, x509.ExtendedKeyUsage(kind.extended_usage))

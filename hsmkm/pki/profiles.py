@@ -21,12 +21,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hsmkm.errors import InputError
 
-_ARC = "2.25.29180419528223544606359186039743759980"
-"""A private arc under a random UUID (ITU-T X.667), so that no registration is needed."""
+POLICY_ARC = "1.2.840.113556.1.8000.2554.5619.61890.40646.18511.35729.4614308.15517292"
+"""The arc of the policies unless the settings name another: the random UUID 15f3f1c2-9ec6-484f-8b91-4668a4ecc66c under
+the arc that its owner opened to UUIDs cut into numbers below 2^24, so that it decodes everywhere without registration.
+"""
 
-POLICY_DLMS = x509.ObjectIdentifier(f"{_ARC}.1.1")
-POLICY_TLS = x509.ObjectIdentifier(f"{_ARC}.1.2")
-POLICY_PACKAGE_SIGNING = x509.ObjectIdentifier(f"{_ARC}.1.3")
+EARLIER_ARC = "2.25.29180419528223544606359186039743759980"
+"""The arc of the first authorities: the same UUID whole (ITU-T X.667), which decoders with 32-bit arcs cannot read."""
+
+KNOWN_ARCS = (POLICY_ARC, EARLIER_ARC)
+
+POLICY_DLMS, POLICY_TLS, POLICY_PACKAGE_SIGNING = "1.1", "1.2", "1.3"
+"""What keeps the purposes apart: the ends of policy identifiers under one arc."""
 
 SIGN = frozenset({"digital_signature"})
 AGREE = frozenset({"key_agreement"})
@@ -62,7 +68,7 @@ class CertificateProfile:
     lifetime: timedelta
     subject: Literal["title", "name"] = "name"
     extended_usage: tuple[x509.ObjectIdentifier, ...] = ()
-    policies: tuple[x509.ObjectIdentifier, ...] = ()
+    policies: tuple[str, ...] = ()
     path_length: int | None = None
     may_lack_end: bool = False
 
@@ -70,6 +76,10 @@ class CertificateProfile:
     def is_authority(self) -> bool:
         """Whether the holder certifies others."""
         return self.path_length is not None
+
+    def policies_under(self, arc: str) -> tuple[x509.ObjectIdentifier, ...]:
+        """The policies of this profile under an arc."""
+        return tuple(x509.ObjectIdentifier(f"{arc}.{end}") for end in self.policies)
 
     def key_usage(self) -> x509.KeyUsage:
         """The KeyUsage extension with exactly the bits of this profile."""

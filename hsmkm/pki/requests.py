@@ -191,7 +191,7 @@ def _asked_names(
     names: tuple[str, ...] = ()
     for extension in extensions:
         if extension.oid == ExtensionOID.SUBJECT_ALTERNATIVE_NAME and kind is TLS:
-            found = list(_texts(extension.value))
+            found = list(texts_of(extension.value))
             names = tuple(text for text in found if text)
             if len(names) != len(found):
                 faults.append("the subjectAltName holds something else than DNS names and IP addresses")
@@ -200,7 +200,7 @@ def _asked_names(
     return names, faults + _names_faults(kind, names)
 
 
-def _texts(value: x509.ExtensionType) -> Iterator[str]:
+def texts_of(value: x509.ExtensionType) -> Iterator[str]:
     """Yield each alternative name as text, and an empty text for kinds that are not allowed."""
     if not isinstance(value, x509.SubjectAlternativeName):
         return

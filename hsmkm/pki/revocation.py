@@ -42,7 +42,7 @@ def build_crl(
     """Build the list of an authority and verify it; raise RefusedError with everything that is wrong with it."""
     entries = sorted(revoked, key=lambda one: one.serial)
     begin, end = (one.astimezone(UTC).replace(microsecond=0) for one in (this_update, next_update))
-    reasons = _reasons(entries, number, begin, end)
+    reasons = list_faults(entries, number, begin, end)
     if reasons:
         raise RefusedError("the revocation list is not acceptable", reasons)
     subject_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -105,7 +105,8 @@ def _entry(one: Revocation) -> x509.RevokedCertificate:
     return builder.build()
 
 
-def _reasons(entries: list[Revocation], number: int, begin: datetime, end: datetime) -> list[str]:
+def list_faults(entries: list[Revocation], number: int, begin: datetime, end: datetime) -> list[str]:
+    """Say what is wrong with the entries, number and dates of a list."""
     reasons = []
     if not 0 <= number < 1 << MAX_SERIAL_BITS:
         reasons.append("the number is not a positive one of at most 20 octets")

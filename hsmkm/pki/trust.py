@@ -22,7 +22,7 @@ from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.authority import policies_of
 from hsmkm.pki.certificates import common_name, is_title, read_certificates
 from hsmkm.pki.lint import SIGNATURE_OIDS
-from hsmkm.pki.profiles import HASHES, ROOT, CertificateProfile, hash_for, may_certify, profile
+from hsmkm.pki.profiles import HASHES, KNOWN_ARCS, ROOT, CertificateProfile, hash_for, may_certify, profile
 from hsmkm.pki.revocation import MAX_CRL, is_signed_by, number, parse_crl
 
 MAX_PATH = 4
@@ -49,20 +49,25 @@ _UNDERSTOOD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TrustStore:
-    """Anchors, intermediates and revocation lists, as they lie in a party's trust folder."""
+    """Anchors, intermediates and revocation lists, as they lie in a party's trust folder.
+
+    `arcs` are those under which policies are understood; along a path they stand under one of them.
+    """
 
     anchors: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...] = ()
     crls: tuple[x509.CertificateRevocationList, ...] = ()
+    arcs: tuple[str, ...] = KNOWN_ARCS
 
     @classmethod
-    def load(cls, folder: Path) -> TrustStore:
+    def load(cls, folder: Path, arcs: tuple[str, ...] = KNOWN_ARCS) -> TrustStore:
         """Read `anchors.pem`, `intermediates.pem` (may be absent) and `crl/*.crl`; raise InputError."""
         intermediates = folder / "intermediates.pem"
         return cls(
             read_certificates(folder / "anchors.pem"),
             read_certificates(intermediates) if intermediates.exists() else (),
             tuple(_read_crl(path) for path in sorted((folder / "crl").glob("*.crl"))),
+            arcs,
         )
 
     def check(
@@ -78,7 +83,7 @@ class TrustStore:
         `chain` are certificates the other side sent: they may lead to an anchor and are never one.
         """
         kind = profile(profile_name)
-        reasons = [*_leaf_reasons(leaf, kind, owner), *self._best_path_reasons(leaf, chain, kind, now)]
+        reasons = [*_leaf_reasons(leaf, kind, self.arcs, owner), *self._best_path_reasons(leaf, chain, kind, now)]
         if reasons:
             name = common_name(leaf.subject)
             raise RefusedError(
@@ -94,7 +99,7 @@ class TrustStore:
         anybody on the way, and the same content would have many forms.
         """
         left, last = list(chain), leaf
-        while issuer := next((one for one in left if _issued(one, last) and _is_exact(one)), None):
+        while issuer := next((one for one in left if issued(one, last) and _is_exact(one)), None):
             left.remove(issuer)
             last = issuer
         if last is not leaf and not self._is_ours(last):
@@ -104,7 +109,7 @@ class TrustStore:
     def _is_ours(self, certificate: x509.Certificate) -> bool:
         known = (*self.anchors, *self.intermediates)
         by_another = certificate.subject != certificate.issuer
-        return certificate in known or (by_another and any(_issued(one, certificate) for one in known))
+        return certificate in known or (by_another and any(issued(one, certificate) for one in known))
 
     def _best_path_reasons(
         self, leaf: x509.Certificate, chain: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime
@@ -123,10 +128,8 @@ class TrustStore:
         """Yield the paths from the leaf to an anchor in which every signature holds, shorter ones first."""
         paths: list[_Path] = [(leaf,)]
         for _length in range(MAX_PATH - 1):
-            yield from ((*path, anchor) for path in paths for anchor in self.anchors if _issued(anchor, path[-1]))
-            longer = [
-                (*path, one) for path in paths for one in candidates if one not in path and _issued(one, path[-1])
-            ]
+            yield from ((*path, anchor) for path in paths for anchor in self.anchors if issued(anchor, path[-1]))
+            longer = [(*path, one) for path in paths for one in candidates if one not in path and issued(one, path[-1])]
             paths = longer[:MAX_CANDIDATES]
 
     def _path_reasons(self, path: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime) -> Iterator[str]:
@@ -135,7 +138,8 @@ class TrustStore:
             yield from _validity(certificate, now)
             yield from self._revocation(certificate, issuer, now)
             expected = profile(expected.issuer)
-            yield from _authority_reasons(issuer, kind, expected, place)
+            arcs = tuple(_arcs_of(path[0], kind, self.arcs)) or self.arcs
+            yield from _authority_reasons(issuer, kind, expected, arcs, place)
             yield from _curve_reasons(certificate, issuer)
         yield from _validity(path[-1], now)
 
@@ -163,7 +167,7 @@ def _read_crl(path: Path) -> x509.CertificateRevocationList:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+def issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     """Whether the names fit and the issuer's key made the signature, with a hash and curve that are allowed."""
     key = issuer.public_key()
     if issuer.subject != certificate.issuer or not isinstance(key, ec.EllipticCurvePublicKey):
@@ -192,7 +196,9 @@ def _validity(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
         yield f"the certificate of {name!r} has expired"
 
 
-def _leaf_reasons(leaf: x509.Certificate, kind: CertificateProfile, owner: str | None) -> Iterator[str]:
+def _leaf_reasons(
+    leaf: x509.Certificate, kind: CertificateProfile, arcs: Sequence[str], owner: str | None
+) -> Iterator[str]:
     name = common_name(leaf.subject)
     if name is None:
         yield "the subject is not exactly one common name"
@@ -200,10 +206,16 @@ def _leaf_reasons(leaf: x509.Certificate, kind: CertificateProfile, owner: str |
         yield f"the subject {name!r} is not a system title"
     if owner is not None and name != owner:
         yield f"the certificate belongs to {name!r} and not to {owner!r}"
-    yield from _usage_reasons(leaf, kind)
+    yield from _usage_reasons(leaf, kind, arcs)
 
 
-def _usage_reasons(certificate: x509.Certificate, kind: CertificateProfile) -> Iterator[str]:
+def _arcs_of(certificate: x509.Certificate, kind: CertificateProfile, arcs: Sequence[str]) -> Iterator[str]:
+    """Yield the arcs under which a certificate has the policies of a profile."""
+    found = policies_of(certificate)
+    return (arc for arc in arcs if frozenset(kind.policies_under(arc)) <= found)
+
+
+def _usage_reasons(certificate: x509.Certificate, kind: CertificateProfile, arcs: Sequence[str]) -> Iterator[str]:
     """Compare key usage, extended usage, policies and the place in the hierarchy with the profile."""
     name = common_name(certificate.subject)
     try:
@@ -219,7 +231,7 @@ def _usage_reasons(certificate: x509.Certificate, kind: CertificateProfile) -> I
     extended = extensions.get(x509.ExtendedKeyUsage.oid)
     if (set() if extended is None else set(extended.value)) != set(kind.extended_usage):
         yield f"the extended key usage of the certificate of {name!r} is not that of {kind.name}"
-    if not frozenset(kind.policies) <= policies_of(certificate):
+    if not any(_arcs_of(certificate, kind, arcs)):
         yield f"the certificate of {name!r} lacks the policy of {kind.name}"
     constraints = extensions.get(x509.BasicConstraints.oid)
     if (constraints is not None and constraints.value.ca) != kind.is_authority:
@@ -227,15 +239,15 @@ def _usage_reasons(certificate: x509.Certificate, kind: CertificateProfile) -> I
 
 
 def _authority_reasons(
-    issuer: x509.Certificate, leaf: CertificateProfile, expected: CertificateProfile, below: int
+    issuer: x509.Certificate, leaf: CertificateProfile, expected: CertificateProfile, arcs: Sequence[str], below: int
 ) -> Iterator[str]:
     """Say what keeps the issuer from certifying; `below` counts the authorities between it and the leaf."""
     name = common_name(issuer.subject)
     constraints = _constraints(issuer)
     if constraints is not None and constraints.path_length is not None and constraints.path_length < below:
         yield f"the path under {name!r} is longer than it allows"
-    yield from _usage_reasons(issuer, expected)
-    if expected is not ROOT and not frozenset(leaf.policies) <= policies_of(issuer):
+    yield from _usage_reasons(issuer, expected, arcs)
+    if expected is not ROOT and not any(_arcs_of(issuer, leaf, arcs)):
         yield f"the certificate of {name!r} lacks the policy of {leaf.name}"
 
 

@@ -29,6 +29,7 @@ from hsmkm.pki.certificates import (
     write_certificates,
 )
 from hsmkm.pki.lint import Linted
+from hsmkm.pki.profiles import KNOWN_ARCS, POLICY_ARC
 from hsmkm.pki.requests import build_request
 from hsmkm.pki.revocation import MAX_CRL, Revocation, build_crl, is_signed_by, number, parse_crl
 from hsmkm.pki.slots import P384, SLOTS, Slot, curve_of, slots_for
@@ -65,8 +66,8 @@ def create_root(party: Party, name: str, curve: str) -> Made:
 def create_issuing(party: Party, profile_name: str, name: str, curve: str) -> Made:
     """Make an issuing authority under the root: `issuing` for DLMS and TLS, `package-issuing` for package signing."""
     root = open_authority(party, "root")
-    label = _make_key(party, profile_name, curve)
-    made = authorities.create_issuing(root, profile_name, name, party.vault.public_key(label), utc_now())
+    label, arc = _make_key(party, profile_name, curve), party.settings.pki.policy_arc or POLICY_ARC
+    made = authorities.create_issuing(root, profile_name, name, party.vault.public_key(label), utc_now(), arc)
     return _keep_authority(party, profile_name, made)
 
 
@@ -360,7 +361,8 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
 
 def trust_of(party: Party) -> TrustStore:
     """Load anchors, intermediates and CRLs; IntegrityError where the anchors' file holds one that was never placed."""
-    trust = TrustStore.load(party.home / "trust")
+    own = party.settings.pki.policy_arc
+    trust = TrustStore.load(party.home / "trust", (*([own] if own else []), *KNOWN_ARCS))
     with party.store.read() as tx:
         placed = _placed(tx)
     if any(fingerprint(anchor) not in placed for anchor in trust.anchors):

@@ -51,6 +51,10 @@ timeout_seconds = 10
 counter_block = 16
 """
 _ROLE_SECTIONS = {
+    "authority": """
+[pki]
+policy_arc = ""               # your own arc for the certificates' policies, before the authorities are made
+""",
     "utility": '\n[service]\nlisten = "127.0.0.1:8443"\n',
     "concentrator": """
 [concentrator]
