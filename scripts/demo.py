@@ -132,6 +132,7 @@ class Lab:
     folder: Path
     meters: int
     suites: tuple[int, ...]
+    profile: str
     processes: Processes = field(default_factory=Processes)
 
     def suite(self, place: int) -> int:
@@ -217,7 +218,8 @@ def together(lab: Lab, tasks: Sequence[Callable[[], Any]], workers: int) -> list
 
 def set_up(lab: Lab) -> None:
     """Make every home, token and certificate, and the registrations; see scripts/parties.py."""
-    command = [sys.executable, str(Path(__file__).with_name("parties.py")), str(lab.folder), *map(str, lab.suites)]
+    made = [str(lab.folder), lab.profile, *map(str, lab.suites)]
+    command = [sys.executable, str(Path(__file__).with_name("parties.py")), *made]
     lab.finished(lab.processes.start(command, subprocess.PIPE, {}), "the set-up of the parties")
 
 
@@ -471,6 +473,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--meters", type=int, default=3, metavar="N", help=f"1 to {MOST_METERS}, 3 by default")
     suites = "security suite of every meter; without it all three, in turns"
     parser.add_argument("--suite", type=int, choices=tuple(MODELS), help=suites)
+    parser.add_argument("--profile", default="softhsm2", metavar="NAME", help="the kind of token: softhsm2, nss")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="an empty or new folder that keeps everything made")
     given = parser.parse_args()
     if not 1 <= given.meters <= MOST_METERS:
@@ -502,7 +505,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupt)
     given = arguments()
     with folder(given.keep) as path:
-        lab = Lab(path, given.meters, tuple(MODELS) if given.suite is None else (given.suite,))
+        lab = Lab(path, given.meters, tuple(MODELS) if given.suite is None else (given.suite,), given.profile)
         try:
             demonstrate(lab)
         except (DemoError, HsmkmError) as error:

@@ -39,11 +39,11 @@ def opened(folder: Path, party: str) -> AbstractContextManager[Party]:
     return open_party(folder / party, default_actor())
 
 
-def make_parties(folder: Path, suites: Sequence[int]) -> None:
-    """Make every home; FOLDER/initial-SUITE.keys are imported at the factory and removed."""
+def make_parties(folder: Path, profile: str, suites: Sequence[int]) -> None:
+    """Make every home and token, of this profile; FOLDER/initial-SUITE.keys are imported at the factory and removed."""
     for party, title in TITLES.items():
         flags = (FLAG,) if party == "factory" else ()
-        make_token(write_home(folder / party, party, party, title, flags), default_actor())
+        make_token(write_home(folder / party, party, party, title, flags, profile), default_actor())
     make_authorities(folder)
     for party in list(TITLES)[1:]:
         certified(folder, party)
@@ -92,9 +92,9 @@ def register(folder: Path, at: str, *names: str) -> None:
 
 
 def main() -> int:
-    """Make the parties in the folder, and for the suites, that the arguments name."""
+    """Make the parties in the folder, with the kind of token and for the suites that the arguments name."""
     try:
-        make_parties(Path(sys.argv[1]), [int(suite) for suite in sys.argv[2:]])
+        make_parties(Path(sys.argv[1]), sys.argv[2], [int(suite) for suite in sys.argv[3:]])
     except HsmkmError as error:
         explain(error)
         return error.exit_code

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hsmkm.errors import TokenUnreachableError
+from hsmkm.token.profile import load_profile
 from hsmkm.token.session import init_token, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
 from tests.field import Field, deliver_meters, open_field
-from tests.realm import Realm, build_realm, copy_realm
+from tests.realm import TITLES, Realm, build_realm, copy_realm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +74,42 @@ def vectors() -> dict[str, Any]:
 def realm_template(tmp_path_factory: pytest.TempPathFactory) -> Realm:
     """Every party of tests.realm, made once for this process; a test takes a copy with `realm`."""
     return build_realm(tmp_path_factory.mktemp("realm"))
+
+
+@pytest.fixture(scope="session")
+def nss_installed() -> None:
+    """Skip what needs NSS softoken where it is not installed."""
+    try:
+        load_profile("nss").module("")
+    except TokenUnreachableError:
+        pytest.skip("NSS softoken is not installed")
+
+
+@pytest.fixture(scope="session")
+def realm_templates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[frozenset[str]], Realm]:
+    """Make the realm where these parties have NSS softoken for a token, once for this process."""
+    made: dict[frozenset[str], Realm] = {}
+
+    def make(on_nss: frozenset[str]) -> Realm:
+        if on_nss not in made:
+            made[on_nss] = build_realm(tmp_path_factory.mktemp("realm"), dict.fromkeys(on_nss, "nss"))
+        return made[on_nss]
+
+    return make
+
+
+@pytest.fixture
+def realm_on_nss(
+    nss_installed: None,  # noqa: ARG001 - it skips
+    realm_templates: Callable[[frozenset[str]], Realm],
+    tmp_path: Path,
+) -> Callable[..., Realm]:
+    """Give a realm of this test's own where the named parties have NSS softoken for a token, or all of them."""
+
+    def make(*names: str) -> Realm:
+        return copy_realm(realm_templates(frozenset(names or TITLES)), tmp_path / "realm")
+
+    return make
 
 
 @pytest.fixture

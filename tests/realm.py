@@ -1,9 +1,9 @@
 """A realm of parties for tests: an authority, a factory, its line equipment, a utility and two concentrators.
 
-Each is a real home folder with a SoftHSM token, a store, certificates of one PKI, and the others registered, with keys
-on both curves under authorities on P-384. It is
-built once for a test process and copied for each test, tokens included. `Realm.open` opens a party in this process, one
-at a time; `Realm.cli` runs the installed command as a user does.
+Each is a real home folder with a token (SoftHSM, or NSS where a test asks for it), a store, certificates of one PKI and
+the others registered, with keys on both curves under authorities on P-384. It is built once for a test process and
+copied for each test, tokens included. `Realm.open` opens a party in this process, one at a time; `Realm.cli` runs the
+installed command as a user does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, set_in_file, write_home
+from hsmkm.token.session import SOFTHSM
 
 ACTOR = "tester"
 HSMKM = Path(sys.executable).with_name("hsmkm")
@@ -92,17 +93,22 @@ def title_of(serial: int) -> str:
     return (b"MMM" + serial.to_bytes(5, "big")).hex().upper()
 
 
-def build_realm(folder: Path) -> Realm:
-    """Make every home, the PKI and the registrations."""
-    realm = Realm(folder)
+def build_realm(folder: Path, profiles: Mapping[str, str] | None = None, *, initial_keys: bool = True) -> Realm:
+    """Make every home, the PKI and the registrations; `profiles` names the tokens that are not SoftHSM, by party.
+
+    The factory imports the initial keys of the models, unless a line equipment brings the first keys into meters.
+    """
+    realm, kinds = Realm(folder), profiles or {}
     for name, title in TITLES.items():
         flags = ("MMM",) if name == "factory" else ()
-        make_token(write_home(realm.home(name), name, ROLES[name], title, flags), ACTOR)
+        settings = write_home(realm.home(name), name, ROLES[name], title, flags, kinds.get(name, SOFTHSM))
+        make_token(settings, ACTOR)
     _make_authorities(realm)
     for name in list(TITLES)[1:]:
         _certify(realm, name)
     _register(realm)
-    _import_initial_keys(realm)
+    if initial_keys:
+        _import_initial_keys(realm)
     return realm
 
 

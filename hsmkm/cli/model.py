@@ -9,6 +9,7 @@ import typer
 
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.config import data_folder, load_model
+from hsmkm.steps.model import choose_suite
 from hsmkm.steps.model import import_keys as import_model_keys
 from hsmkm.steps.party import open_listing
 from hsmkm.store import models
@@ -55,12 +56,15 @@ def show_model(name: Name) -> None:
 def import_keys(
     name: Name,
     keys: Annotated[Path, typer.Option(help="File of lines `guek = HEX`, gak, master, gbek, lls, hls; mode 0600.")],
-    suite: Annotated[int, typer.Option(min=0, max=2, help="Security suite of the keys.")] = 0,
+    suite: Annotated[
+        int | None, typer.Option(min=0, max=2, help="Security suite of the keys; the model's one.")
+    ] = None,
 ) -> None:
     """Import the keys a model's meters come with.
 
     They are sealed under the storage key at once.
     """
+    chosen = choose_suite(load_model(name, frame().home), suite)
     with party_worker() as worker:
-        roles = worker.call(import_model_keys, name, suite, keys.resolve())
-    show([{"model": name, "suite": suite, "keys": " ".join(roles)}], ("model", "suite", "keys"))
+        roles = worker.call(import_model_keys, name, chosen, keys.resolve())
+    show([{"model": name, "suite": chosen, "keys": " ".join(roles)}], ("model", "suite", "keys"))

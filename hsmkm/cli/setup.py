@@ -19,10 +19,11 @@ def init(
     role: Annotated[str, typer.Option(help=f"One of {', '.join(ROLES)}.")],
     system_title: Annotated[str, typer.Option(help="The party's own system title, 16 hex digits.")],
     flag: Annotated[list[str] | None, typer.Option(help="A FLAG id the party makes meters of; repeatable.")] = None,
+    profile: Annotated[str, typer.Option(help="The kind of token, a file of tokens/.")] = "softhsm2",
 ) -> None:
     """Make a home folder with its settings.
 
     `hsmkm token init` comes next.
     """
-    settings = write_home(frame().home, name, role, system_title.upper(), tuple(flag or ()))
+    settings = write_home(frame().home, name, role, system_title.upper(), tuple(flag or ()), profile)
     show([{"party": settings.party.name, "role": role, "home": str(settings.home)}], ("party", "role", "home"))

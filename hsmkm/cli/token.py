@@ -30,13 +30,14 @@ def init() -> None:
 def doctor() -> None:
     """Try the token: operations, guards, exposures.
 
-    Every operation this party needs is done, and every guard misused, on the token itself.
+    Every operation this party needs is done, and every guard misused, on the token itself: ok, FAILED, open for a guard
+    that this kind of token does not have, declared for a value that is in host memory in clear.
     """
     here = frame()
     with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
         findings = worker.call(examine_token)
     show(
-        [{"check": item.name, "ok": "ok" if item.ok else "FAILED", "detail": item.detail} for item in findings],
+        [{"check": item.name, "ok": item.verdict, "detail": item.detail} for item in findings],
         ("ok", "check", "detail"),
     )
     failed = [item for item in findings if not item.ok]

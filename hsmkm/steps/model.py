@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hsmkm.config import load_model
 from hsmkm.errors import Fault, InputError, PolicyError
+from hsmkm.meter_model import MeterModel
 from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.party import Party
 from hsmkm.store import models
@@ -22,6 +23,16 @@ from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, Sealed, SecretR
 MAX_KEY_FILE = 4096
 _BLANK = re.compile(rb"\s*(#.*)?")
 _LINE = re.compile(rb"\s*([a-z]+)\s*=\s*\"?([0-9A-Fa-f]*)\"?\s*(#.*)?")
+
+
+def choose_suite(model: MeterModel, suite: int | None) -> int:
+    """Give the suite that was named, or else the model's one; InputError where it has several."""
+    if suite is not None:
+        return suite
+    if len(model.suites) != 1:
+        suites = ", ".join(map(str, model.suites))
+        raise InputError(f"the model has the security suites {suites}", hint="say which one the keys are of: --suite")
+    return model.suites[0]
 
 
 def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:

@@ -14,8 +14,9 @@ from hsmkm.pki.certificates import replace_file
 from hsmkm.pki.slots import slots_for
 from hsmkm.steps.party import token_settings
 from hsmkm.store.store import Store
-from hsmkm.token.doctor import Finding, examine
-from hsmkm.token.session import init_token, open_session
+from hsmkm.token.doctor import Finding, declared, examine
+from hsmkm.token.profile import derives_on_host, load_profile
+from hsmkm.token.session import SOFTHSM, init_token, open_session
 from hsmkm.token.vault import Vault
 
 SIGNING_PROFILES = ("digital-signature", "package-signing")
@@ -30,7 +31,7 @@ flags = [{flags}]
 suites = [0, 1, 2]            # security suites of its meters; 2 takes keys on P-384 beside those on P-256
 
 [token]
-profile = "softhsm2"
+profile = "{profile}"
 uri = ""                      # filled in by `hsmkm token init`, or the URI of a token that exists
 pin = "file:token/pin"        # env:NAME, file:PATH, fd:N, credential:NAME, command:..., prompt:
 so_pin = "file:token/so-pin"
@@ -39,7 +40,7 @@ so_pin = "file:token/so-pin"
 url = "sqlite:store.db"
 
 [policy]
-kdf_on_host = true            # the key agreed for a package may pass through host memory once
+kdf_on_host = {kdf_on_host:<5}           # an agreed key may pass through host memory once, where the token needs it
 import_keys = true            # a model's initial keys may be imported in clear
 max_counter_jump = 1000000
 retention_days = 90
@@ -75,15 +76,24 @@ class TokenMade:
     keys: tuple[str, ...]
 
 
-def write_home(home: Path, name: str, role: str, system_title: str, flags: tuple[str, ...]) -> Settings:
-    """Make a home folder (mode 0700) with its settings; RefusedError where one exists, InputError for bad values."""
+def write_home(
+    home: Path, name: str, role: str, system_title: str, flags: tuple[str, ...], profile: str = SOFTHSM
+) -> Settings:
+    """Make a home folder (mode 0700) with its settings, for a token of this profile.
+
+    The policy lets an agreed key pass through the host only where such a token has no better way. Raises RefusedError
+    where a home exists, InputError for bad values.
+    """
     path = home / SETTINGS_FILE
     if path.exists():
         raise RefusedError(f"{path} exists", hint="choose another folder with --home, or edit the file")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
         raise InputError(f"{name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
     quoted = ", ".join(f'"{flag}"' for flag in flags)
-    text = _TEMPLATE.format(name=name, role=role, system_title=system_title, flags=quoted)
+    on_host = str(derives_on_host(load_profile(profile))).lower()
+    text = _TEMPLATE.format(
+        name=name, role=role, system_title=system_title, flags=quoted, profile=profile, kdf_on_host=on_host
+    )
     made = not home.exists()
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -139,7 +149,7 @@ def _tls_key_exposure(path: Path) -> list[Finding]:
         return []
     private = not path.stat().st_mode & 0o077
     detail = f"in {path}" if private else f"in {path}, which others may open"
-    return [Finding("exposure: TLS key", ok=private, detail=detail, hint=f"chmod 600 {path}")]
+    return [declared("TLS key", detail, f"chmod 600 {path}", ok=private)]
 
 
 def set_in_file(path: Path, section: str, key: str, value: str) -> None:

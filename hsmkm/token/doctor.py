@@ -6,7 +6,7 @@ What a token can is found by doing it, never from its list of mechanisms.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,13 +39,30 @@ _BOTH, _AUTHENTICATION = 0x30, 0x10
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing tried, how it went, and what to do if it went wrong; `error` where nothing more could be tried."""
+    """One thing tried, how it went, and what to do if it went wrong; `error` where nothing more could be tried.
+
+    `standing` tells of what is sound but must be known: "open", a guard that this kind of token does not have, or
+    "declared", a value that is in host memory in clear.
+    """
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
     error: HsmkmError | None = None
+    standing: Literal["", "open", "declared"] = ""
+
+    @property
+    def verdict(self) -> str:
+        """Say in a word how it went: ok, open, declared or FAILED."""
+        return (self.standing or "ok") if self.ok else "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What a probe tells of a guard that this kind of token is known not to have."""
+
+    detail: str
 
 
 class FailedProbeError(TokenRefusedError):
@@ -77,9 +94,12 @@ def _profile_finding(profile: Profile) -> Finding:
     return Finding("profile", ok=True, detail=f"{profile.name} is not verified: {profile.source}")
 
 
-def _try(name: str, probe: Callable[[Vault], str], vault: Vault) -> Finding:
+def _try(name: str, probe: Callable[[Vault], str | Open], vault: Vault) -> Finding:
     try:
-        return Finding(name, ok=True, detail=probe(vault))
+        found = probe(vault)
+        if isinstance(found, Open):
+            return Finding(name, ok=True, detail=found.detail, standing="open")
+        return Finding(name, ok=True, detail=found)
     except HsmkmError as error:
         return Finding(name, ok=False, detail=error.message, hint=error.hint)
 
@@ -168,7 +188,7 @@ def _agree(vault: Vault) -> str:
                     vault.unwrap_package_key(same, wrapped).destroy()
         finally:
             vault.key_pairs.destroy(label)
-    return "ECDH on P-256 and P-384 with the X9.63 KDF; both sides agree"
+    return f"ECDH on P-256 and P-384 with the X9.63 KDF ({choose_rung(vault, Kdf.X963)}); both sides agree"
 
 
 def _agree_dlms(vault: Vault) -> str:
@@ -197,9 +217,9 @@ def _secrets(vault: Vault) -> str:
     return "HLS secrets sealed, and hashed with MD5, SHA-1 and SHA-256"
 
 
-def _readable_unwrap(vault: Vault) -> str:
+def _readable_unwrap(vault: Vault) -> str | Open:
     if not vault.session.profile.guards.unwrap_template:
-        return "not enforced by this token: host code can read a key it unwraps"
+        return Open("not enforced by this token: host code can read a key it unwraps")
     with vault.generate(KeyRole.GUEK, 0) as guek:
         sealed = vault.seal(guek)
     readable = vault.session.template(
@@ -225,7 +245,7 @@ def _fixed_usage(vault: Vault) -> str:
     raise FailedProbeError("the storage key was given the usage DECRYPT", hint="make a new storage key")
 
 
-def _copied_usage(vault: Vault) -> str:
+def _copied_usage(vault: Vault) -> str | Open:
     storage = vault.keyring.newest(STORAGE)[1]
     try:
         copy = vault.session.cryptoki.copy(storage, Template({Attribute.DECRYPT: True, Attribute.TOKEN: False}))
@@ -234,10 +254,10 @@ def _copied_usage(vault: Vault) -> str:
     vault.session.cryptoki.destroy(copy)
     if vault.session.profile.guards.uncopyable:
         raise FailedProbeError("a copy of the storage key has the usage DECRYPT", hint="do not use this token")
-    return "not enforced by this token: a copy of the storage key can be given another usage"
+    return Open("not enforced by this token: a copy of the storage key can be given another usage")
 
 
-def _key_in_use(vault: Vault) -> str:
+def _key_in_use(vault: Vault) -> str | Open:
     cryptoki, mechanism = vault.session.cryptoki, vault.session.profile.mechanisms.aes_key_wrap
     with (
         vault.generate(KeyRole.GUEK, 0) as born,
@@ -250,10 +270,10 @@ def _key_in_use(vault: Vault) -> str:
             return "a key in use cannot be wrapped"
     if vault.session.profile.guards.unextractable:
         raise FailedProbeError("a key in use was wrapped", hint="do not use this token")
-    return "not enforced by this token: a key in use can be wrapped under another"
+    return Open("not enforced by this token: a key in use can be wrapped under another")
 
 
-_PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
+_PROBES: tuple[tuple[str, Callable[[Vault], str | Open]], ...] = (
     ("party keys", _party_keys),
     ("generate and wrap", _generate_and_wrap),
     ("altered wrapped key", _altered_wrap),
@@ -270,18 +290,29 @@ _PROBES: tuple[tuple[str, Callable[[Vault], str]], ...] = (
 )
 
 
+_ALWAYS_EXPOSED = (
+    ("GAK", "in a wiped buffer while APDUs are protected (DLMS requires it)"),
+    ("LLS password", "as octets of Python's in the worker, not wiped, while an AARQ or a change carries it"),
+    ("dedicated key", "as octets of Python's in the worker, not wiped, while an InitiateRequest carries it"),
+)
+"""What the standard puts into an APDU, with whatever token."""
+
+
+def declared(what: str, detail: str, hint: str = "", *, ok: bool = True) -> Finding:
+    """Declare a value that is in host memory in clear; not `ok` where the policy or a file's mode forbids it."""
+    return Finding(f"exposure: {what}", ok=ok, detail=detail, hint=hint, standing="declared")
+
+
 def _exposures(settings: TokenSettings, profile: Profile) -> list[Finding]:
     """Declare which values pass through host memory with this token and policy."""
-    found = [Finding("exposure: GAK", ok=True, detail="in a wiped buffer while APDUs are protected (DLMS requires it)")]
+    found = [declared(what, detail) for what, detail in _ALWAYS_EXPOSED]
     for ladder, work in (("kdf_x963", "packages"), ("kdf_sp800", "key agreement with meters")):
         if profile.ladders[ladder][:1] == ("digest-key",):
             detail = "once in a wiped buffer" if settings.kdf_on_host else f"forbidden: no {work}"
-            name = f"exposure: agreed key, {work}"
-            found.append(Finding(name, ok=settings.kdf_on_host, detail=detail, hint="policy.kdf_on_host"))
+            found.append(declared(f"agreed key, {work}", detail, "policy.kdf_on_host", ok=settings.kdf_on_host))
     if "digest-readable" in profile.ladders["digest_md5"][:1]:
-        detail = "readable in the token while a response of HLS 3 is made"
-        found.append(Finding("exposure: HLS secret", ok=True, detail=detail))
+        found.append(declared("HLS secret", "readable in the token while a response of HLS 3 is made"))
     guards = profile.guards
     if not (guards.unwrap_template and guards.uncopyable and guards.unextractable):
-        found.append(Finding("exposure: wrapped keys", ok=True, detail="readable to whoever holds the token's PIN"))
+        found.append(declared("wrapped keys", "readable to whoever holds the token's PIN"))
     return found

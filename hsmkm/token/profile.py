@@ -153,6 +153,11 @@ def load_profile(name: str) -> Profile:
     raise InputError(f"there is no token profile {name}", hint="the profiles are the files of tokens/")
 
 
+def derives_on_host(profile: Profile) -> bool:
+    """Tell whether such a token's best way to some agreed key leads through host memory."""
+    return any(profile.ladders[task][:1] == ("digest-key",) for task in ("kdf_x963", "kdf_sp800"))
+
+
 def _folders() -> tuple[Traversable, ...]:
     package = importlib.resources.files("hsmkm")
     return (package / "tokens", Path(__file__).parents[2] / "tokens")

@@ -154,6 +154,23 @@ def test_the_pin_comes_from_the_environment_a_command_or_an_inherited_file(realm
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("nss_installed")
+def test_init_takes_the_kind_of_token_and_lets_the_host_derive_only_where_it_must(tmp_path: Path) -> None:
+    realm = Realm(tmp_path)
+    party = ("--role", "third-party", "--system-title", "5448490000000009", "--name")
+    for name, profile, on_host in (("first", "softhsm2", "true"), ("second", "nss", "false")):
+        realm.rows(name, "init", *party, name, "--profile", profile)
+        shown = {row["setting"]: row["value"] for row in realm.rows(name, "config", "show")}
+        assert (shown["token.profile"], str(shown["policy.kdf_on_host"]).lower()) == (profile, on_host)
+    assert {row["key"] for row in realm.rows("second", "token", "init")} >= {"storage:1", "digital-signature"}
+    verdicts = {row["check"]: row["ok"] for row in realm.rows("second", "token", "doctor")}
+    assert set(verdicts.values()) == {"ok", "open", "declared"}
+    assert verdicts["guard: readable unwrap"] == "open"
+    refused = failed(realm.cli("third", "init", *party, "third", "--profile", "nosuch"), 1)
+    assert refused[0] == "there is no token profile nosuch"
+    assert not realm.home("third").exists()
+
+
 def test_a_token_is_not_made_over_one_that_is_there(realm: Realm) -> None:
     before = sorted(path.name for path in (realm.home("utility") / "token" / "tokens").iterdir())
     setting(realm, "uri", "")

@@ -309,7 +309,8 @@ def test_doctor_declares_every_exposure(realm: Realm) -> None:
     found = {row["check"]: row for row in realm.rows("utility", "token", "doctor")}
     exposures = {check.removeprefix("exposure: ") for check in found if check.startswith("exposure: ")}
     agreed = {"agreed key, packages", "agreed key, key agreement with meters"}
-    assert exposures == {"GAK", "HLS secret", "TLS key"} | agreed
+    assert exposures == {"GAK", "LLS password", "dedicated key", "HLS secret", "TLS key"} | agreed
+    assert {found[f"exposure: {what}"]["ok"] for what in exposures} == {"declared"}
     (realm.home("utility") / "tls" / "key.pem").chmod(0o640)
     done = realm.cli("utility", "token", "doctor")
     assert done.returncode != 0

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hsmkm.config import load_model
 from hsmkm.errors import InputError, PolicyError
-from hsmkm.steps.model import import_keys, read_key_file
+from hsmkm.steps.model import choose_suite, import_keys, read_key_file
 from hsmkm.store import models
 from hsmkm.token.types import KeyRole
 from tests.realm import Realm
@@ -62,3 +63,15 @@ def test_the_policy_can_forbid_keys_in_clear(realm: Realm, tmp_path: Path, monke
     monkeypatch.setenv("HSMKM_POLICY_IMPORT_KEYS", "false")
     with realm.open("factory") as party, pytest.raises(PolicyError, match="forbids"):
         import_keys(party, "virtual", 0, key_file(tmp_path, KEYS))
+
+
+def test_the_keys_are_of_the_models_one_suite_unless_it_has_several(realm: Realm) -> None:
+    home = realm.home("factory")
+    assert [choose_suite(load_model(name, home), None) for name in ("virtual", "virtual-1", "virtual-2")] == [0, 1, 2]
+    (home / "models").mkdir()
+    (home / "models" / "two.toml").write_text('flags = ["MMM"]\nsuites = [0, 1]\n')
+    two = load_model("two", home)
+    assert choose_suite(two, 1) == 1
+    with pytest.raises(InputError, match="the security suites 0, 1") as caught:
+        choose_suite(two, None)
+    assert "--suite" in caught.value.hint

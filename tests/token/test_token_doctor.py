@@ -58,8 +58,16 @@ def test_a_storage_key_without_its_guard_is_found(token_settings: TokenSettings)
 def test_what_nss_does_not_enforce_is_found_and_declared(token_settings: TokenSettings) -> None:
     with open_session(token_settings) as session:
         Vault(session).create_keys()
-    findings = {finding.name: finding.detail for finding in examine(token_settings)}
-    ignored = {name for name, detail in findings.items() if detail.startswith("not enforced by this token")}
-    assert ignored == {"guard: readable unwrap", "guard: fixed usage of a copy", "guard: key in use"}
+    found = examine(token_settings)
+    findings = {finding.name: finding.detail for finding in found}
+    assert {each.name for each in found if each.verdict == "open"} == {
+        "guard: readable unwrap",
+        "guard: fixed usage of a copy",
+        "guard: key in use",
+    }
     assert "token's PIN" in findings["exposure: wrapped keys"]
-    assert not [name for name in findings if name.startswith("exposure: agreed key")]
+    assert {each.name for each in found if each.verdict == "declared"} == {
+        f"exposure: {what}" for what in ("GAK", "LLS password", "dedicated key", "wrapped keys")
+    }
+    assert "(native)" in findings["agree"]
+    assert "(concatenate)" in findings["agree with a meter"]
