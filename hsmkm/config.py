@@ -25,6 +25,9 @@ CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
 POLICY_ARC = re.compile(r"([01]\.([0-9]|[1-3][0-9])|2\.(0|[1-9][0-9]{0,9}))(\.(0|[1-9][0-9]{0,9})){1,20}")
+ATTRIBUTE = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,3}(?:\.[0-9]{1,3}){4,5})(?::([0-9]{1,3}))?")
+"""[CLASS:]OBIS[:ATTRIBUTE], an attribute of a COSEM object as people write it."""
+
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -158,14 +161,52 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadingSettings:
+    """What a concentrator of kind client reads of its meters every so many `seconds`; without `attributes`, nothing.
+
+    An attribute is [CLASS:]OBIS[:ATTRIBUTE]. `meter_seconds` is how long one meter may take. The readings go to `file`,
+    relative to the home folder, which is renamed when it has `file_octets`; `files` older ones are kept.
+    """
+
+    attributes: tuple[str, ...] = ()
+    seconds: int = 900
+    meter_seconds: int = 60
+    file: str = "readings/readings.jsonl"
+    file_octets: int = 16 * 1024 * 1024
+    files: int = 8
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = [
+            ("attributes", f"{text!r} is no attribute: write for example 1.0.1.8.0.255, or 3:1.0.1.8.0.255:2")
+            for text in self.attributes
+            if not _is_attribute(text)
+        ]
+        numbers = ("seconds", "meter_seconds", "file_octets")
+        found += [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
+        if not self.file:
+            found.append(("file", "must name a file"))
+        return found if self.files >= 0 else [*found, ("files", "must be 0 or more")]
+
+
+def _is_attribute(text: str) -> bool:
+    match = ATTRIBUTE.fullmatch(text)
+    if match is None:
+        return False
+    bounds = ((match[1], 0xFFFF), (match[3], 0x7F), *((group, 0xFF) for group in match[2].split(".")))
+    return all(int(number or 0) <= bound for number, bound in bounds)
+
+
+@dataclass(frozen=True, slots=True)
 class ConcentratorSettings:
-    """A concentrator's AIM (its party name and https address), where the head end reaches it, and its kind."""
+    """A concentrator's AIM (its party name and https address), where the head end reaches it, its kind, its reading."""
 
     aim: str = ""
     aim_url: str = ""
     listen: str = "127.0.0.1:4059"
     kind: str = "relay"
     poll_seconds: int = 5
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
@@ -176,6 +217,10 @@ class ConcentratorSettings:
             found.append(("aim_url", "must start with https://"))
         if self.poll_seconds < 1:
             found.append(("poll_seconds", "must be 1 or more"))
+        if self.reading.attributes and self.kind != "client":
+            found.append(
+                ("kind", "must be client where reading.attributes are given: a relay holds no keys to read with")
+            )
         return found + _listen_faults(self.listen)
 
 
@@ -285,7 +330,7 @@ class _Reader:
             if inner is not None:
                 values[item.name] = inner
             return
-        variable = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".upper()
+        variable = f"{ENVIRONMENT_PREFIX}{section}_{item.name}".replace(".", "_").upper()
         if section and variable in self.environment:
             raw: object = _from_environment(self.environment[variable], kind)
         elif item.name in table:

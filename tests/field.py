@@ -139,14 +139,18 @@ class Field:
         self.ports["utility"] = running.port
         return running
 
-    def concentrate(self, name: str = "concentrator") -> Running:
-        """Start a concentrator, on the same port each time, known to the head end with it."""
+    def concentrate(self, name: str = "concentrator", reading: dict[str, str] | None = None) -> Running:
+        """Start a concentrator, on the same port each time, known to the head end with it.
+
+        `reading` are its settings in the section concentrator.reading.
+        """
         environment = {
             "HSMKM_CONCENTRATOR_LISTEN": f"127.0.0.1:{self.ports.get(name, 0)}",
             "HSMKM_CONCENTRATOR_AIM_URL": f"https://127.0.0.1:{self.ports['utility']}",
             "HSMKM_CONCENTRATOR_POLL_SECONDS": "1",
             "HSMKM_CONCENTRATOR_KIND": KINDS[name],
         }
+        environment |= {f"HSMKM_CONCENTRATOR_READING_{key.upper()}": value for key, value in (reading or {}).items()}
         running = self.start(name, "concentrator", "run", environment=environment)
         self.at(name, running.port)
         return running

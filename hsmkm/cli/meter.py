@@ -16,6 +16,7 @@ from hsmkm.config import SYSTEM_TITLE
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
 from hsmkm.steps.agree import by_agreement
+from hsmkm.steps.client_reading import read as read_as_client
 from hsmkm.steps.communicate import Reading
 from hsmkm.steps.communicate import read as read_meter
 from hsmkm.steps.enrol import Enrolled, import_certificates, request_certificates
@@ -149,7 +150,7 @@ def read(
 ) -> None:
     """Read attributes of meters.
 
-    Under the active keys, and through a meter's concentrator where it has one.
+    Under the active keys, and through a meter's concentrator where it has one. A concentrator reads by itself.
     """
     listed = [line.partition(",")[0].strip() for line in read_lines(file) if line.strip()] if file else words[:1]
     wanted = tuple(attribute(text) for text in (words if file else words[1:]))
@@ -177,9 +178,10 @@ def _read(
 ) -> tuple[list[tuple[str, Reading]], list[Outcome]]:
     readings: list[tuple[str, Reading]] = []
     failed: list[Outcome] = []
+    read_one = read_as_client if party.settings.party.role == "concentrator" else read_meter
     for name in names:
         with failing(failed, name):
-            readings += [(name, item) for item in read_meter(party, name, wanted)]
+            readings += [(name, item) for item in read_one(party, name, wanted)]
     return readings, failed
 
 

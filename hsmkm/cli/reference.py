@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
+from hsmkm.config import ATTRIBUTE
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.types import AttributeRef, LogicalName
 from hsmkm.errors import InputError
 
 REGISTER_CLASS = 3
 VALUE_ATTRIBUTE = 2
-_FORM = re.compile(r"(?:([0-9]{1,5}):)?([0-9.]+)(?::([0-9]{1,3}))?")
 
 
 def attribute(text: str) -> AttributeRef:
     """Read [CLASS:]OBIS[:ATTRIBUTE]; OBIS has six groups, or five with 255 for the last."""
-    match = _FORM.fullmatch(text)
+    match = ATTRIBUTE.fullmatch(text)
     if not match:
         raise InputError(f"{text!r} names no attribute", hint="for example 1.0.1.8.0.255, or 3:1.0.1.8.0.255:2")
     name = match[2] if match[2].count(".") == 5 else f"{match[2]}.255"  # noqa: PLR2004 - six groups

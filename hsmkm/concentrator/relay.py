@@ -20,6 +20,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hsmkm.concentrator.turns import Turns
 from hsmkm.errors import HsmkmError, ProtocolError, RefusedError, TransportError
 from hsmkm.link import gateway
 from hsmkm.link.gateway import Direction, GatewayFrame
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _CHUNK = 65_536
 _TITLE_OCTETS = 8
 _CLOSE_SECONDS = 1.0
+_TURN_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class RelaySettings:
     lifetime: float = 3600.0
     most_connections: int = 64
     most_meters: int = 256
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(eq=False)
@@ -193,21 +196,35 @@ class _Meters:
         return answer
 
     async def close(self) -> None:
-        for meter in self._open.values():
+        while self._open:
+            await self._close_one(next(iter(self._open)))
+
+    async def _close_one(self, title: bytes) -> None:
+        meter = self._open.pop(title)
+        try:
             await meter.close()
+        finally:
+            self._settings.turns.end_relaying(title)
 
     async def _stream(self, title: bytes) -> _Stream:
         meter = self._open.pop(title, None) or await self._connect(title)
         self._open[title] = meter
         if len(self._open) > self._settings.most_meters:
-            await self._open.pop(next(iter(self._open))).close()
+            await self._close_one(next(iter(self._open)))
         return meter
 
     async def _connect(self, title: bytes) -> _Stream:
+        """Find and reach a meter, when nobody is reading it."""
         address = await asyncio.to_thread(self._settings.route, title)
         if address is None:
             raise RefusedError(f"meter {title.hex().upper()} is not one of ours")
-        return _Stream(*await asyncio.open_connection(*address))
+        while not self._settings.turns.begin_relaying(title):  # noqa: ASYNC110 - the reader's thread ends the turn
+            await asyncio.sleep(_TURN_SECONDS)
+        try:
+            return _Stream(*await asyncio.open_connection(*address))
+        except BaseException:
+            self._settings.turns.end_relaying(title)
+            raise
 
 
 def _read_request(frame: Frame) -> GatewayFrame:

@@ -1,4 +1,4 @@
-"""The concentrator's process: relays all the time and fetches packages at an interval, until it is told to stop.
+"""The concentrator's process: relays all the time, fetches packages and reads meters at intervals, until it is stopped.
 
 Whatever touches the token or the store comes in as a callable and is called from threads.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,27 @@ from hsmkm.concentrator.relay import Relay, RelaySettings
 from hsmkm.errors import HsmkmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from hsmkm.concentrator.health import Health
+    from hsmkm.concentrator.reader import Reader
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ConcentratorSettings:
-    """The AIM to fetch from every `fetch_seconds`, what takes a package and returns its receipt, and the relay."""
+    """The AIM to fetch from every `fetch_seconds`, what takes a package and returns its receipt, and the relay.
+
+    A client has a `reader`, which runs in a thread of its own. `health` hears how the fetching goes.
+    """
 
     aim: Aim
     accept: Callable[[bytes], bytes]
     relay: RelaySettings
     fetch_seconds: float = 60.0
+    reader: Reader | None = None
+    health: Health | None = None
 
 
 def run(settings: ConcentratorSettings, ready: Callable[[int], None]) -> None:
@@ -44,9 +53,32 @@ async def _run(settings: ConcentratorSettings, ready: Callable[[int], None]) -> 
     relay = Relay(settings.relay)
     try:
         ready(await relay.start())
-        await _fetch_until(stop, settings)
+        async with _reading(settings.reader, stop):
+            await _fetch_until(stop, settings)
     finally:
         await relay.stop()
+
+
+@asynccontextmanager
+async def _reading(reader: Reader | None, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Read meanwhile; whatever ends the reading ends the process, and the other way round."""
+    if reader is None:
+        yield
+        return
+    running = asyncio.create_task(asyncio.to_thread(reader.run))
+    running.add_done_callback(lambda _: stop.set())
+    stopping = asyncio.create_task(_stop_reader(reader, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await stopping
+        await running
+
+
+async def _stop_reader(reader: Reader, stop: asyncio.Event) -> None:
+    await stop.wait()
+    reader.stop()
 
 
 async def _fetch_until(stop: asyncio.Event, settings: ConcentratorSettings) -> None:
@@ -65,6 +97,10 @@ def _fetch(settings: ConcentratorSettings) -> None:
         done = fetch_packages(settings.aim, settings.accept)
     except HsmkmError as error:
         logger.warning("fetching packages: %s%s", error, f" ({error.hint})" if error.hint else "")
+        if settings.health:
+            settings.health.fetched(0, error.message)
         return
+    if settings.health:
+        settings.health.fetched(len(done), "")
     for package_id in done:
         logger.info("package %s taken and acknowledged", package_id)

@@ -193,16 +193,20 @@ def _follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
     ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
     held = entry.generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
     if entry.state == KeyState.ACTIVE.value and (held or purpose is Purpose.ACTIVATION):
-        _put_in_force(tx, ref)
+        put_in_force(tx, ref)
 
 
-def _put_in_force(tx: Transaction, ref: KeySetRef) -> None:
+def put_in_force(tx: Transaction, ref: KeySetRef) -> None:
+    """Activate a generation and deactivate those before it; nothing changes where a newer one is in force already."""
+    generations = key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
+    others = [replace(ref, generation=generation) for generation in generations if generation != ref.generation]
+    active = [other for other in others if key_states.state(tx, other) is KeyState.ACTIVE]
+    if any(other.generation > ref.generation for other in active):
+        return
     if key_states.state(tx, ref) is not KeyState.ACTIVE:
         key_states.transition(tx, ref, KeyState.ACTIVE)
-    for generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client):
-        other = replace(ref, generation=generation)
-        if generation < ref.generation and key_states.state(tx, other) is KeyState.ACTIVE:
-            key_states.transition(tx, other, KeyState.DEACTIVATED)
+    for other in active:
+        key_states.transition(tx, other, KeyState.DEACTIVATED)
 
 
 def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:

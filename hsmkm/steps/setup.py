@@ -64,6 +64,14 @@ aim_url = ""                  # https://host:port
 listen = "127.0.0.1:4059"     # where the head end connects
 kind = "relay"                # relay, or client (holds keys)
 poll_seconds = 5
+
+[concentrator.reading]        # what a client reads by itself
+attributes = []               # such as ["1.0.1.8.0.255"]; none: it does not read
+seconds = 900                 # a round begins so often
+meter_seconds = 60            # the longest that one meter may take
+file = "readings/readings.jsonl"
+file_octets = 16777216        # then it is renamed, and
+files = 8                     # so many older ones are kept
 """,
 }
 

@@ -73,6 +73,12 @@ class StandingWorker(Generic[T]):
             if worker is self._worker:
                 worker.end()
 
+    def abandon(self) -> None:
+        """End the worker in the midst of a call, from any thread; no other is started."""
+        with self._lock:
+            self._closed = True
+            self._worker.abandon()
+
     def close(self) -> None:
         """Let the worker leave its context and end, if it still runs; no other is started."""
         self.__exit__(None, None, None)

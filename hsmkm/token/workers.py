@@ -180,6 +180,11 @@ class Worker(Generic[T]):
         with self._lock:
             self._kill()
 
+    def abandon(self) -> None:
+        """End the worker in the midst of a call, which then fails as for a worker that died; from any thread."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         """Let the worker leave its context and end; raises what leaving raised. A worker that is gone stays gone."""
         if self._streaming:

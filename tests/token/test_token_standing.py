@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,3 +109,14 @@ def test_a_failure_at_the_first_start_is_raised_at_once() -> None:
     starts.failure = LoginError("the PIN is wrong")
     with pytest.raises(LoginError):
         StandingWorker(starts)
+
+
+def test_a_worker_is_abandoned_in_the_midst_of_a_call_and_none_follows_it(work: ModuleType) -> None:
+    starts = Starts(work.nothing)
+    with StandingWorker(starts) as worker:
+        threading.Timer(0.2, worker.abandon).start()
+        with pytest.raises(TokenUnreachableError):
+            worker.call(work.sleep, 60)
+        with pytest.raises(TokenUnreachableError):
+            worker.call(work.process)
+    assert starts.count == 1

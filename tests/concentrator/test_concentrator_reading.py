@@ -1,0 +1,157 @@
+"""A concentrator of kind client reads its meters by itself, at every moment of a renewal, and holds up nobody."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsmkm.steps import renew as renewing
+from hsmkm.steps.distribute import Given
+from hsmkm.steps.distribute import activate as tell
+from hsmkm.steps.party import Party, open_listing
+from hsmkm.steps.renew import GLOBAL_KEYS, renew
+from hsmkm.store import audit, key_sets
+from tests.field import Field, energy, wait_until
+from tests.realm import Realm, title_of
+
+pytestmark = pytest.mark.slow
+
+ENERGY = "1.0.1.8.0.255"
+VALUE = 123_456
+READING = {"attributes": ENERGY, "seconds": "1", "meter_seconds": "20"}
+
+
+def states(realm: Realm, serial: int) -> list[tuple[int, str]]:
+    """Key generations of the concentrator with their states, without opening its token."""
+    with open_listing(realm.home("concentrator")) as store, store.read() as tx:
+        found = key_sets.for_meter(tx, bytes.fromhex(title_of(serial)))
+    return sorted((key_set.ref.generation, state.value) for key_set, state in found)
+
+
+def actions(realm: Realm) -> list[str]:
+    with open_listing(realm.home("concentrator")) as store, store.read() as tx:
+        return [item.action for item in audit.log(tx, limit=10_000)]
+
+
+def read_by_hand(realm: Realm, serial: int) -> list[int]:
+    return [int(row["value"]) for row in realm.rows("concentrator", "meter", "read", title_of(serial), ENERGY)]
+
+
+def readings(realm: Realm, serial: int) -> list[dict[str, Any]]:
+    path = realm.home("concentrator") / "readings" / "readings.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line["meter"] == title_of(serial)]
+
+
+@contextmanager
+def before_the_activation(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> Iterator[None]:
+    """Do something when the meter has its fresh keys and the concentrator was not told yet."""
+
+    def activate(party: Party, given: Sequence[Given], wait: int) -> None:
+        look()
+        tell(party, given, wait)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(renewing, "activate", activate)
+        yield
+
+
+def renewed(party: Party, *serials: int) -> None:
+    outcomes = renew(party, [title_of(serial) for serial in serials], GLOBAL_KEYS, wait=30)
+    assert [item.error for item in outcomes] == [None] * len(serials)
+
+
+def test_a_client_reads_between_the_switch_of_its_meter_and_the_activation_and_records_what_it_proved(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field.serve()
+    field.concentrate()
+    assert [item.error for item in field.register(field.meters(1))] == [None]
+    assert states(field.realm, 1) == [(1, "deactivated"), (2, "active")]
+    assert read_by_hand(field.realm, 1) == [VALUE]
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(states(field.realm, 1)[-2:])
+        seen.append(read_by_hand(field.realm, 1))
+        seen.append(states(field.realm, 1)[-2:])
+
+    with field.realm.open("utility") as party, before_the_activation(monkeypatch, look):
+        renewed(party, 1)
+        assert energy(party, 1) == VALUE
+    proved = [(2, "deactivated"), (3, "active")]
+    assert seen == [[(2, "active"), (3, "pre-active")], [VALUE], proved]
+    assert states(field.realm, 1)[-2:] == proved
+    assert field.package_states()[-1] == ("activation", "accepted")
+    assert read_by_hand(field.realm, 1) == [VALUE]
+    assert actions(field.realm).count("generation-in-force") == 1
+
+
+@contextmanager
+def silent_meter() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for one in held:
+                one.close()
+
+
+def test_it_reads_at_its_interval_without_a_gap_while_the_aim_renews_and_a_dead_meter_holds_up_nobody(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSMKM_DLMS_TIMEOUT_SECONDS", "4")
+    field.serve()
+    running = field.concentrate(reading=READING)
+    assert [item.error for item in field.register(field.meters(1))] == [None]
+    wait_until(lambda: len(readings(field.realm, 1)) >= 2, running.log.read_text)
+    with field.realm.open("utility") as party:
+        for _ in range(2):
+            renewed(party, 1)
+        assert energy(party, 1) == VALUE
+    enough = len(readings(field.realm, 1)) + 2
+    wait_until(lambda: len(readings(field.realm, 1)) >= enough, running.log.read_text)
+    lines = readings(field.realm, 1)
+    assert [line for line in lines if line.get("value") != VALUE] == []
+    generations = [line["generation"] for line in lines]
+    assert generations == sorted(generations)
+    assert generations[-1] == 4
+    with silent_meter() as address:
+        assert field.register([(title_of(2), address)], wait=30)[0].error is not None
+        wait_until(lambda: bool(readings(field.realm, 2)), running.log.read_text)
+        with field.realm.open("utility") as party:
+            assert energy(party, 1) == VALUE
+    assert "error" in readings(field.realm, 2)[0]
+    health = field.realm.cli("concentrator", "concentrator", "health")
+    assert health.returncode == 1
+    told = {row["check"]: row["state"] for row in json.loads(health.stdout)}
+    assert told == {
+        "process": "ok",
+        "fetch": "ok",
+        "reading": "ok",
+        "meters": "not well",
+        f"meter {title_of(2)}": "not well",
+    }
+    running.stop()
+    assert Path(field.realm.home("concentrator") / "readings" / "readings.jsonl").stat().st_mode & 0o077 == 0
