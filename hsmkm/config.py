@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from hsmkm.errors import Fault, InputError
 from hsmkm.meter_model import FLAG_ID, MAX_SETUP, MeterModel
+from hsmkm.reading_settings import ReadingSettings
 
 SETTINGS_FILE = "hsmkm.toml"
 ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
@@ -25,9 +26,6 @@ CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
 POLICY_ARC = re.compile(r"([01]\.([0-9]|[1-3][0-9])|2\.(0|[1-9][0-9]{0,9}))(\.(0|[1-9][0-9]{0,9})){1,20}")
-ATTRIBUTE = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,3}(?:\.[0-9]{1,3}){4,5})(?::([0-9]{1,3}))?")
-"""[CLASS:]OBIS[:ATTRIBUTE], an attribute of a COSEM object as people write it."""
-
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -158,43 +156,6 @@ class ServiceSettings:
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
         return _listen_faults(self.listen)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingSettings:
-    """What a concentrator of kind client reads of its meters every so many `seconds`; without `attributes`, nothing.
-
-    An attribute is [CLASS:]OBIS[:ATTRIBUTE]. `meter_seconds` is how long one meter may take. The readings go to `file`,
-    relative to the home folder, which is renamed when it has `file_octets`; `files` older ones are kept.
-    """
-
-    attributes: tuple[str, ...] = ()
-    seconds: int = 900
-    meter_seconds: int = 60
-    file: str = "readings/readings.jsonl"
-    file_octets: int = 16 * 1024 * 1024
-    files: int = 8
-
-    def faults(self) -> list[tuple[str, str]]:
-        """Name every (key, fault) of the section."""
-        found = [
-            ("attributes", f"{text!r} is no attribute: write for example 1.0.1.8.0.255, or 3:1.0.1.8.0.255:2")
-            for text in self.attributes
-            if not _is_attribute(text)
-        ]
-        numbers = ("seconds", "meter_seconds", "file_octets")
-        found += [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
-        if not self.file:
-            found.append(("file", "must name a file"))
-        return found if self.files >= 0 else [*found, ("files", "must be 0 or more")]
-
-
-def _is_attribute(text: str) -> bool:
-    match = ATTRIBUTE.fullmatch(text)
-    if match is None:
-        return False
-    bounds = ((match[1], 0xFFFF), (match[3], 0x7F), *((group, 0xFF) for group in match[2].split(".")))
-    return all(int(number or 0) <= bound for number, bound in bounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hsmkm.config import ATTRIBUTE
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.types import AttributeRef, LogicalName
 from hsmkm.errors import InputError
+from hsmkm.reading_settings import ATTRIBUTE
 
 REGISTER_CLASS = 3
 VALUE_ATTRIBUTE = 2
