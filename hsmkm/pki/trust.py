@@ -47,6 +47,28 @@ _UNDERSTOOD = frozenset(
 )
 
 
+_HARMLESS = frozenset(
+    {x509.ReasonFlags.superseded, x509.ReasonFlags.cessation_of_operation, x509.ReasonFlags.affiliation_changed}
+)
+"""Why a certificate is taken back whose key nobody else came to have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a certificate is judged, and when it signed, where that was at another time."""
+
+    now: datetime
+    signed: datetime | None = None
+
+    def is_before(self, entry: x509.RevokedCertificate) -> bool:
+        """Whether the signature was made before this harmless revocation."""
+        try:
+            reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+        except x509.ExtensionNotFound:
+            return False
+        return self.signed is not None and self.signed <= entry.revocation_date_utc and reason in _HARMLESS
+
+
 @dataclass(frozen=True, slots=True)
 class TrustStore:
     """Anchors, intermediates and revocation lists, as they lie in a party's trust folder.
@@ -77,13 +99,17 @@ class TrustStore:
         profile_name: str,
         now: datetime,
         owner: str | None = None,
+        signed: datetime | None = None,
     ) -> None:
         """Accept the leaf for a profile and, where given, its owner's name; raise RefusedError with every reason.
 
-        `chain` are certificates the other side sent: they may lead to an anchor and are never one.
+        `chain` are certificates the other side sent: they may lead to an anchor and are never one. `signed` is when the
+        leaf made a signature that is kept: its path must have been valid then. Lists count as they are now; one that
+        takes a certificate back later, and not for a compromise, does not undo what was signed before.
         """
         kind = profile(profile_name)
-        reasons = [*_leaf_reasons(leaf, kind, self.arcs, owner), *self._best_path_reasons(leaf, chain, kind, now)]
+        moment = Moment(now, signed)
+        reasons = [*_leaf_reasons(leaf, kind, self.arcs, owner), *self._best_path_reasons(leaf, chain, kind, moment)]
         if reasons:
             name = common_name(leaf.subject)
             raise RefusedError(
@@ -112,17 +138,17 @@ class TrustStore:
         return certificate in known or (by_another and any(issued(one, certificate) for one in known))
 
     def _best_path_reasons(
-        self, leaf: x509.Certificate, chain: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime
+        self, leaf: x509.Certificate, chain: Sequence[x509.Certificate], kind: CertificateProfile, moment: Moment
     ) -> list[str]:
         """Return what is wrong with the path that is best to take; an authority may have been renewed meanwhile."""
         best: list[str] | None = None
         for path in self._paths(leaf, list(dict.fromkeys([*self.intermediates, *chain]))[:MAX_CANDIDATES]):
-            reasons = list(self._path_reasons(path, kind, now))
+            reasons = list(self._path_reasons(path, kind, moment))
             if best is None or len(reasons) < len(best):
                 best = reasons
             if not best:
                 break
-        return [*_validity(leaf, now), "no path leads to a placed trust anchor"] if best is None else best
+        return [*_validity(leaf, moment), "no path leads to a placed trust anchor"] if best is None else best
 
     def _paths(self, leaf: x509.Certificate, candidates: Sequence[x509.Certificate]) -> Iterator[_Path]:
         """Yield the paths from the leaf to an anchor in which every signature holds, shorter ones first."""
@@ -132,19 +158,21 @@ class TrustStore:
             longer = [(*path, one) for path in paths for one in candidates if one not in path and issued(one, path[-1])]
             paths = longer[:MAX_CANDIDATES]
 
-    def _path_reasons(self, path: Sequence[x509.Certificate], kind: CertificateProfile, now: datetime) -> Iterator[str]:
+    def _path_reasons(
+        self, path: Sequence[x509.Certificate], kind: CertificateProfile, moment: Moment
+    ) -> Iterator[str]:
         expected = kind
         for place, (certificate, issuer) in enumerate(pairwise(path)):
-            yield from _validity(certificate, now)
-            yield from self._revocation(certificate, issuer, now)
+            yield from _validity(certificate, moment)
+            yield from self._revocation(certificate, issuer, moment)
             expected = profile(expected.issuer)
             arcs = tuple(_arcs_of(path[0], kind, self.arcs)) or self.arcs
             yield from _authority_reasons(issuer, kind, expected, arcs, place)
             yield from _curve_reasons(certificate, issuer)
-        yield from _validity(path[-1], now)
+        yield from _validity(path[-1], moment)
 
-    def _revocation(self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Iterator[str]:
-        name, by = common_name(certificate.subject), common_name(issuer.subject)
+    def _revocation(self, certificate: x509.Certificate, issuer: x509.Certificate, moment: Moment) -> Iterator[str]:
+        now, name, by = moment.now, common_name(certificate.subject), common_name(issuer.subject)
         lists = [crl for crl in self.crls if crl.issuer == issuer.subject and is_signed_by(crl, issuer)]
         if not lists:
             yield f"there is no revocation list of {by!r}"
@@ -155,7 +183,8 @@ class TrustStore:
             yield f"the revocation list of {by!r} is not valid yet"
         if until is None or now > until:
             yield f"the revocation list of {by!r} is past its date"
-        if newest.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        entry = newest.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        if entry is not None and not moment.is_before(entry):
             yield f"the certificate of {name!r} is revoked"
 
 
@@ -188,8 +217,8 @@ def _is_exact(certificate: x509.Certificate) -> bool:
     return certificate.public_bytes(Encoding.DER).endswith(b"\0" + certificate.signature)
 
 
-def _validity(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
-    name = common_name(certificate.subject)
+def _validity(certificate: x509.Certificate, moment: Moment) -> Iterator[str]:
+    name, now = common_name(certificate.subject), moment.signed or moment.now
     if now < certificate.not_valid_before_utc:
         yield f"the certificate of {name!r} is not valid yet"
     if now > certificate.not_valid_after_utc:

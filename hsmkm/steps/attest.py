@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cryptography import x509
+
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container, sign_content
 from hsmkm.packages.strict_json import parse
@@ -12,7 +14,8 @@ from hsmkm.pki.certificates import fingerprint, replace_file
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.deliver import signatory
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.store import audit
+from hsmkm.store import audit, certificates
+from hsmkm.store.certificates import Source
 from hsmkm.store.check import check
 from hsmkm.store.store import Store
 
@@ -35,19 +38,28 @@ def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[audit.Prob
 
 
 def _checkpoint(party: Party, path: Path) -> bytes:
-    """Read a checkpoint that this party signed; RefusedError for anybody else's."""
+    """Read a checkpoint that this party signed, with its certificate of then; RefusedError for anybody else's."""
     try:
         data = path.read_bytes()[: MAX_CHECKPOINT + 1]
     except OSError as error:
         hint = "give the path of a checkpoint that hsmkm audit checkpoint wrote"
         raise InputError(f"cannot read checkpoint {path}: {error.strerror}", hint=hint) from error
     signed = open_container(data)
-    trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now())
-    if fingerprint(signed.signer) != fingerprint(own_chain(party, "package-signing")[0]):
+    trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now(), signed=signed.signed_at)
+    if not _is_own(party, signed.signer):
         raise RefusedError(f"checkpoint {path} was signed by another party")
     if not _is_checkpoint(signed.content):
         raise InputError(f"{path} is signed, and is no checkpoint", hint="give what hsmkm audit checkpoint wrote")
     return signed.content
+
+
+def _is_own(party: Party, signer: x509.Certificate) -> bool:
+    """Whether a certificate is the package-signing one of this party, or was before a renewal, as the store has it."""
+    if fingerprint(signer) == fingerprint(own_chain(party, "package-signing")[0]):
+        return True
+    with party.store.read() as tx:
+        own = certificates.listing(tx, profile="package-signing", source=Source.OWN)
+    return fingerprint(signer) in {record.fingerprint for record in own}
 
 
 def _is_checkpoint(content: bytes) -> bool:

@@ -206,3 +206,46 @@ def test_a_tls_key_lies_in_a_file_that_only_its_owner_reads(tmp_path: Path) -> N
     path.chmod(0o640)
     with pytest.raises(PolicyError, match="0640"):
         load_tls_key(path)
+
+
+def revoked_on(tree: Hierarchy, leaf: x509.Certificate, reason: x509.ReasonFlags, days: int) -> TrustStore:
+    """Trust with lists of day 100, on which the leaf was taken back on a day before."""
+    then = tree.now + 100 * DAY
+    entry = Revocation(leaf.serial_number, tree.now + days * DAY, reason)
+    issuing = build_crl(tree.issuing.signer, tree.issuing.certificate, [entry], 2, then, then + DAY)
+    return tree.trust(tree.crl(tree.root, now=then), issuing)
+
+
+def test_what_a_certificate_signed_in_its_time_holds_after_it(hierarchy: Hierarchy) -> None:
+    leaf, _key = hierarchy.leaf("tls")
+    later = hierarchy.now + 100 * DAY
+    trust = hierarchy.trust(hierarchy.crl(hierarchy.root, now=later), hierarchy.crl(hierarchy.issuing, now=later))
+    assert "has expired" in reasons(trust, leaf, hierarchy.chain, "tls", later)
+    trust.check(leaf, hierarchy.chain, "tls", later, signed=hierarchy.now + DAY)
+    for outside in (-1, 95):
+        with pytest.raises(RefusedError):
+            trust.check(leaf, hierarchy.chain, "tls", later, signed=hierarchy.now + outside * DAY)
+
+
+@pytest.mark.parametrize(
+    ("reason", "day", "holds"),
+    [
+        (x509.ReasonFlags.superseded, 50, True),
+        (x509.ReasonFlags.superseded, 5, False),
+        (x509.ReasonFlags.unspecified, 50, False),
+        (x509.ReasonFlags.key_compromise, 50, False),
+    ],
+)
+def test_a_later_revocation_undoes_a_signature_unless_it_is_harmless(
+    hierarchy: Hierarchy, reason: x509.ReasonFlags, day: int, *, holds: bool
+) -> None:
+    leaf, _key = hierarchy.leaf()
+    trust, later, signed = (
+        revoked_on(hierarchy, leaf, reason, day), hierarchy.now + 100 * DAY, hierarchy.now + 10 * DAY,
+    )  # fmt: skip
+    assert "is revoked" in reasons(trust, leaf, hierarchy.chain, "digital-signature", later)
+    if holds:
+        trust.check(leaf, hierarchy.chain, "digital-signature", later, signed=signed)
+    else:
+        with pytest.raises(RefusedError, match="not accepted"):
+            trust.check(leaf, hierarchy.chain, "digital-signature", later, signed=signed)
