@@ -113,6 +113,8 @@ def create_issuing(
 
 def sign(linted: Linted, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """Sign what was linted; raise IntegrityError where the signature does not verify under the authority's key."""
+    if type(linted) is not Linted:
+        raise TypeError("only what lint() made is signed")
     digest = hash_for(linted.plan.issuer_key.curve)
     signature = signer.sign(linted.tbs, ec.ECDSA(digest))
     try:

@@ -7,7 +7,7 @@ Every field of the certificate that would be signed is read back and compared wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -25,7 +25,12 @@ MAX_SERIAL_BITS = 159
 
 SIGNATURE_OIDS = {"sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256, "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384}
 
-_ONLY_LINT = object()
+
+class _Lint:
+    """Whoever has the one instance of it is `lint`."""
+
+
+_ONLY_LINT = _Lint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +59,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Linted:
-    """A certificate that was checked and not yet signed: `certificate` carries a dummy signature."""
+    """A certificate that was checked and not yet signed: `certificate` carries a dummy signature.
+
+    Only `lint` makes one, and no copy of it can be made with another plan or certificate.
+    """
 
     plan: Plan
     certificate: x509.Certificate
-    made_by: object
+    made_by: InitVar[_Lint]
 
-    def __post_init__(self) -> None:
-        if self.made_by is not _ONLY_LINT:
+    def __post_init__(self, made_by: _Lint) -> None:
+        """Raise TypeError for anybody but `lint`."""
+        if made_by is not _ONLY_LINT:
             raise TypeError("only lint() makes a Linted")
 
     @property

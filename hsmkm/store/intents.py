@@ -21,7 +21,7 @@ from hsmkm.store.times import from_seconds, to_seconds
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What is about to be done to a meter, and what came of it."""
+    """What is about to be done to a meter, or by an authority of its own title, and what came of it."""
 
     id: int
     system_title: bytes

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import InputError, IntegrityError, RefusedError
-from hsmkm.pki.authority import Authority, create_root
+from hsmkm.pki.authority import Authority, create_root, sign
 from hsmkm.pki.certificates import fingerprint, holder, read_certificates, write_certificates
 from hsmkm.pki.lint import Linted, Plan, lint
 from hsmkm.pki.profiles import NO_END, PROFILES, profile
@@ -21,6 +24,22 @@ from hsmkm.pki.requests import CheckedRequest, build_request, check_request
 if TYPE_CHECKING:
     from tests.pki.conftest import Hierarchy
 
+ROOT = Path(__file__).resolve().parents[2]
+SMUGGLE = """\
+from dataclasses import replace
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from hsmkm.pki.authority import sign
+from hsmkm.pki.lint import Linted, Plan, lint
+
+def smuggle(certificate: x509.Certificate, plan: Plan, signer: EllipticCurvePrivateKey) -> None:
+    sign(certificate, signer)
+    sign(plan, signer)
+    sign(Linted(plan, certificate), signer)
+    sign(Linted(plan, certificate, object()), signer)
+    sign(replace(lint(certificate, plan), certificate=certificate), signer)
+    sign(lint(certificate, plan), signer)
+"""
 TITLE = "4D4D4D0000BC614E"
 NAMES = ("dc-1.example", "192.0.2.7")
 
@@ -126,8 +145,38 @@ def test_what_is_signed_is_what_was_linted(hierarchy: Hierarchy) -> None:
 
 def test_nobody_makes_a_linted_but_lint(hierarchy: Hierarchy) -> None:
     made = hierarchy.recorded[0]
-    with pytest.raises(TypeError):
-        Linted(made.plan, made.certificate, object())
+    with pytest.raises(TypeError, match="only lint"):
+        Linted(made.plan, made.certificate, object())  # type: ignore[arg-type] # what the type forbids
+    with pytest.raises(ValueError, match="made_by"):
+        replace(made, certificate=hierarchy.root.certificate)  # type: ignore[call-arg] # as above
+
+
+def test_what_was_not_linted_is_not_signed(hierarchy: Hierarchy) -> None:
+    class LooksLinted:
+        plan = hierarchy.recorded[0].plan
+        tbs = b"anything"
+
+    class NeverAsked:
+        def sign(self, *_arguments: object) -> bytes:
+            raise AssertionError("signed what was not linted")
+
+    for wrong in (LooksLinted(), hierarchy.root.certificate, LooksLinted.plan):
+        with pytest.raises(TypeError, match="only what lint"):
+            sign(wrong, NeverAsked())  # type: ignore[arg-type] # what the type forbids
+
+
+def test_mypy_names_every_way_around_the_lint(tmp_path: Path) -> None:
+    snippet = tmp_path / "smuggle.py"
+    snippet.write_text(SMUGGLE)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--no-pretty", "--no-incremental",
+            "--follow-imports=silent", str(snippet),
+        ],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    found = re.findall(r"smuggle\.py:(\d+): error: .*\[([a-z-]+)\]", done.stdout)
+    assert found == [("8", "arg-type"), ("9", "arg-type"), ("10", "call-arg"), ("11", "arg-type"), ("12", "call-arg")]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hsmkm.errors import InputError
 from hsmkm.pki.certificates import read_certificates
 from hsmkm.pki.profiles import NO_END
 from hsmkm.pki.requests import build_request
+from hsmkm.steps import certify
 from hsmkm.steps.issue import BATCH, issue
 from hsmkm.store import audit, certificates
 from hsmkm.store.certificates import CertificateState
@@ -32,6 +33,7 @@ DIES_WHILE_SIGNING = """
 import os, signal, sys
 from pathlib import Path
 from hsmkm.pki import authority
+from hsmkm.steps import issue as steps_issue
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import open_party
 
@@ -43,7 +45,8 @@ def sign(linted, signer):
 
 signed, real = [], authority.sign
 authority.sign = sign
-home, folder, out = map(Path, sys.argv[1:])
+home, folder, out = map(Path, sys.argv[1:4])
+steps_issue.BATCH = int(sys.argv[4])
 with open_party(home, "tester") as party:
     issue(party, folder, out)
 """
@@ -139,6 +142,36 @@ def test_a_request_in_somebody_elses_name_is_refused_with_everything_else(realm:
     assert f"{title_of(2)}.tls.csr: the subject is '{title_of(1)}' and not '{title_of(2)}'" in found
 
 
+def die_at_third(realm: Realm, folder: Path, out: Path, batch: int) -> None:
+    """Kill a run of the command before its third signature, in batches of this size."""
+    arguments = [str(realm.home("authority")), str(folder), str(out), str(batch)]
+    done = subprocess.run([sys.executable, "-c", DIES_WHILE_SIGNING, *arguments], env=os.environ, check=False)
+    assert done.returncode == -KILLED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("revoked", [False, True])
+def test_a_run_given_again_goes_on_with_what_it_completed(realm: Realm, tmp_path: Path, *, revoked: bool) -> None:
+    folder, out = tmp_path / "requests", tmp_path / "out"
+    for serial in range(1, 6):
+        write_request(folder, "digital-signature", title_of(serial))
+    die_at_third(realm, folder, out, 2)
+    completed = {path.name: read_certificates(path)[0].serial_number for path in out.iterdir()}
+    assert len(completed) == 2
+    with realm.open("authority") as party:
+        first = min(completed)
+        if revoked:
+            certify.revoke(party, out / first, "superseded")
+        (out / first).unlink()
+        before = issued(party)
+        made = {item.path.name: int(item.serial, 16) for item in issue(party, folder, out)}
+        kept = {name for name in completed if made[name] == completed[name]}
+        assert kept == (set(completed) - {first} if revoked else set(completed))
+        assert len(issued(party)) == len(before) + 5 - len(kept)
+        again = {int(item.serial, 16) for item in issue(party, folder, out)}
+    assert not again & set(made.values()), "a run that came to its end is over"
+
+
 @pytest.mark.slow
 def test_a_kill_between_record_and_signature_and_a_repeat_use_no_serial_number_twice(
     realm: Realm, tmp_path: Path
@@ -148,12 +181,7 @@ def test_a_kill_between_record_and_signature_and_a_repeat_use_no_serial_number_t
         write_request(folder, "digital-signature", title_of(serial))
     with realm.open("authority") as party:
         before = issued(party)
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES_WHILE_SIGNING, str(realm.home("authority")), str(folder), str(out)],
-        env=os.environ,
-        check=False,
-    )
-    assert killed.returncode == -KILLED
+    die_at_third(realm, folder, out, BATCH)
     assert not out.exists()
     with realm.open("authority") as party:
         planned = set(issued(party)) - set(before)
