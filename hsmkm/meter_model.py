@@ -23,6 +23,8 @@ FORMS = ("glo", "ded", "general-glo", "general-ded", GENERAL_CIPHERING)
 IDENTIFIED = "identified"
 AGREED_KEYS = ("one-pass", "static")
 GENERAL_KEYS = (IDENTIFIED, "wrapped", *AGREED_KEYS)
+WAY_BACK_KEYS = ("wrapped", "one-pass")
+ALGORITHM_ID = re.compile(r"[0-9A-Fa-f]{12}")
 MAX_SETUP = 255
 VERSION_0_POLICIES = range(4)
 VERSION_1_POLICY_BITS = 0xFC
@@ -142,10 +144,24 @@ class KeyTransferModel:
 
 @dataclass(frozen=True, slots=True)
 class KeyAgreementModel:
-    """The KDF's AlgorithmID prefix (hex; the last octet follows the key) and whether a lost answer has a way back."""
+    """The KDF's AlgorithmID prefix (hex; the last octet follows the key) and whether a lost answer has a way back.
+
+    The way back is an association of general-ciphering; `way_back_key` is its key, wrapped or one-pass.
+    """
 
     algorithm_id: str = "608574050803"
     way_back: bool = False
+    way_back_key: str = WAY_BACK_KEYS[0]
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        found = []
+        if not ALGORITHM_ID.fullmatch(self.algorithm_id):
+            found.append(("algorithm_id", "must be 12 hex digits: the last octet follows the key"))
+        if self.way_back_key not in WAY_BACK_KEYS:
+            text = f"unknown key {self.way_back_key!r}: use one of {', '.join(WAY_BACK_KEYS)}"
+            found.append(("way_back_key", text))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from functools import partial
 from hsmkm.dlms import agreement, security_setup
 from hsmkm.dlms.agreement import AlgorithmIds, PublicShare, ephemeral_info
 from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.types import KeyId, LogicalName, MethodRef, SecuritySuite, SystemTitle
 from hsmkm.errors import HsmkmError, IntegrityError, PartlyDoneError, ProtocolError, RefusedError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError
@@ -33,7 +34,7 @@ from hsmkm.pki.profiles import DIGITAL_SIGNATURE
 from hsmkm.pki.slots import Slot, curve_for
 from hsmkm.steps.attempts import note_refusal
 from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter
-from hsmkm.steps.credentials import CertifiedKey, Pair, TokenSigningKey, meter_key, refuse_unproved
+from hsmkm.steps.credentials import CertifiedKey, Pair, TokenSigningKey, meter_key, policy_of, refuse_unproved
 from hsmkm.steps.distribute import activate
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
@@ -133,6 +134,11 @@ def refuse_unagreeable(model: MeterModel, roles: tuple[MeterRole, ...]) -> None:
             raise RefusedError(f"a {role} key is not agreed on: {reason}", hint="renew it by key_transfer")
     if not model.security_setup.version:
         raise RefusedError(f"the Security Setup of model {model.name} is of version 0 and has no key_agreement")
+    policy = policy_of(model)
+    if not (policy.request & policy.response).covers(Protection.CIPHERED):
+        raise RefusedError(
+            f"meters of model {model.name} do not authenticate and encrypt everything, as the way back does"
+        )
     if not model.key_agreement.way_back:
         raise RefusedError(
             f"meters of model {model.name} have no way back: one whose answer to key_agreement is lost stays locked",
@@ -239,8 +245,8 @@ def first_that_associates(
 
 
 def verify(work: Work, found: KeySet) -> None:
-    """Record which generation the meter proved, and destroy the others that this renewal derived."""
-    others = [item for item in derived_keys(work) if item.ref != found.ref]
+    """Record which generation the meter proved, and destroy the others that this renewal made."""
+    others = [item for item in candidates_of(work) if item.ref != found.ref]
     with work.party.store.begin("renewal-verified", work.title, {"generation": found.ref.generation}) as tx:
         renewals.lead_to(tx, work.renewal.id, found.ref.generation)
         work.advance(tx, RenewalState.VERIFIED)
@@ -249,15 +255,16 @@ def verify(work: Work, found: KeySet) -> None:
     work.fresh = found
 
 
-def derived_keys(work: Work) -> list[KeySet]:
-    """List the generations that this renewal derived and that are not in force, oldest first."""
+def candidates_of(work: Work) -> list[KeySet]:
+    """List the generations that this renewal made and that the meter may hold: the one it leads to first."""
     place = work.current.ref
     with work.party.store.read() as tx:
         begun = intents.listing(tx, place.system_title, KEY_AGREEMENT)
         first = [int(str(item.detail["from"])) for item in begun if item.detail["renewal"] == work.renewal.id]
         held = key_sets.generations(tx, place.system_title, place.security_setup, place.client)
         found = [key_sets.get(tx, replace(place, generation=item)) for item in held if first and item >= min(first)]
-        return [item for item in found if key_states.state(tx, item.ref) is KeyState.PRE_ACTIVE]
+        found = [item for item in found if key_states.state(tx, item.ref) is KeyState.PRE_ACTIVE]
+    return sorted(found, key=lambda item: item.ref.generation != work.renewal.to_generation)
 
 
 def put_in_force(work: Work, wait: int) -> Outcome:

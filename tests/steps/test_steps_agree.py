@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds
-from hsmkm.dlms.types import KeyId
+from hsmkm.dlms.types import KeyId, Mechanism
 from hsmkm.errors import PartlyDoneError, PolicyError, RefusedError
 from hsmkm.simulator.behaviour import Activation, Fault, MeterSettings
 from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.communicate import read
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
+from hsmkm.steps.renew import InDoubtError
 from hsmkm.steps.resolve import resolve
 from hsmkm.store import renewals
 from hsmkm.token.types import KeyRole
@@ -27,8 +28,10 @@ def energy(party: Party) -> object:
     return reading.data.value
 
 
-def injected(realm: Realm, suite: int, extra: str = WAY_BACK) -> Line:
-    line = set_up(realm, 5, suite, extra)
+def injected(realm: Realm, suite: int, extra: str = WAY_BACK, mechanism: int = 5) -> Line:
+    """A factory's meter that has keys of its own and takes ECDSA beside its mechanism, as the way back needs."""
+    line = set_up(realm, mechanism, suite, extra)
+    line.state.mechanisms |= {Mechanism.HLS_ECDSA}
     with line.meter() as address, realm.open("factory") as party:
         assert inject(party, TITLE, address).state == "active"
     return line
@@ -64,14 +67,72 @@ def test_the_other_algorithm_id_is_tried_where_the_models_own_does_not_associate
             assert renewals.listing(tx, bytes.fromhex(TITLE))[-1].to_generation == 3
 
 
-def test_an_algorithm_id_that_neither_side_of_the_field_has_is_a_doubt_and_found_out(realm: Realm) -> None:
+@pytest.mark.parametrize("suite", [1, 2])
+@pytest.mark.parametrize("key", ["wrapped", "one-pass"])
+def test_a_lost_answer_is_led_back_without_the_guek(realm: Realm, suite: int, key: str) -> None:
+    line = injected(realm, suite, f'{WAY_BACK}way_back_key = "{key}"\n')
+    with line.meter(MeterSettings(fault=Fault.DROP_AFTER)) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert (outcome.state, type(outcome.error)) == ("unknown", InDoubtError)
+        lost = line.state.keys[KeyId.GUEK]
+        with pytest.raises(InDoubtError, match="under no key that is known here"):
+            resolve(party, TITLE, go_on=False)
+        assert key_states(party, 1) == [(1, "active")]
+        outcome = resolve(party, TITLE)
+        assert (outcome.state, outcome.generation) == ("active", 2)
+        assert energy(party) == 123_456
+        assert key_states(party, 1) == [(1, "deactivated"), (2, "active")]
+        assert resolve(party, TITLE).state == "settled"
+    assert line.state.keys[KeyId.GUEK] != lost
+
+
+def test_a_meter_of_another_mechanism_is_led_back_by_that(realm: Realm) -> None:
+    line = injected(realm, 1, WAY_BACK, mechanism=6)
+    line.state.mechanisms = frozenset({Mechanism.HLS_SHA256})
+    with line.meter(MeterSettings(fault=Fault.DROP_AFTER)) as address, realm.open("factory") as party:
+        moved(party, address)
+        assert renew_by_agreement(party, [TITLE])[0].state == "unknown"
+        assert resolve(party, TITLE).state == "active"
+        assert energy(party) == 123_456
+
+
+def test_the_way_back_may_lose_its_answer_too_and_what_it_sent_is_not_forgotten(realm: Realm) -> None:
     line = injected(realm, 1)
-    strange = MeterSettings(algorithms=AlgorithmIds(bytes.fromhex("608574070803")), activate=Activation.RELEASE)
+    settings = MeterSettings(fault=Fault.DROP_AFTER, fault_count=2)
+    with line.meter(settings) as address, realm.open("factory") as party:
+        moved(party, address)
+        assert renew_by_agreement(party, [TITLE])[0].state == "unknown"
+        with pytest.raises(InDoubtError, match="the way back failed"):
+            resolve(party, TITLE)
+        assert key_states(party, 1) == [(1, "active"), (2, "pre-active")]
+        sent = line.state.keys[KeyId.GUEK]
+        assert resolve(party, TITLE).generation == 2
+        assert line.state.keys[KeyId.GUEK] == sent
+        assert energy(party) == 123_456
+
+
+def test_a_meter_without_the_way_back_that_its_model_promises_stays_in_doubt(realm: Realm) -> None:
+    line = injected(realm, 1)
+    line.state.mechanisms = frozenset({Mechanism.HLS_GMAC})
+    with line.meter(MeterSettings(fault=Fault.DROP_AFTER)) as address, realm.open("factory") as party:
+        moved(party, address)
+        assert renew_by_agreement(party, [TITLE])[0].state == "unknown"
+        with pytest.raises(InDoubtError, match="the way back failed"):
+            resolve(party, TITLE)
+        assert key_states(party, 1) == [(1, "active")]
+
+
+def test_a_key_under_a_third_algorithm_id_is_never_active_and_the_meter_led_back(realm: Realm) -> None:
+    line = injected(realm, 1)
+    strange = MeterSettings(algorithms=AlgorithmIds(bytes.fromhex("608574070803")))
     with line.meter(strange) as address, realm.open("factory") as party:
         moved(party, address)
         (outcome,) = renew_by_agreement(party, [TITLE])
-        assert outcome.state == "unknown"
-        assert isinstance(outcome.error, PartlyDoneError)
+        assert (outcome.state, type(outcome.error)) == ("unknown", InDoubtError)
+        assert resolve(party, TITLE).generation == 4
+        assert energy(party) == 123_456
+        assert key_states(party, 1) == [(1, "deactivated"), (4, "active")]
 
 
 @pytest.mark.parametrize("fault", [Fault.REJECT, Fault.DROP_BEFORE, Fault.LIE])
