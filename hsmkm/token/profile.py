@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_MAKE_IT = "make the token first: hsmkm token init"
 _RUNGS: Mapping[str, frozenset[str]] = {
     "kdf_x963": frozenset({"native", "digest-key"}),
     "kdf_sp800": frozenset({"native", "concatenate", "digest-key"}),
@@ -87,12 +88,20 @@ class Initialisation:
 
     `directory` holds the tokens, as seen from the home folder. `parameters` is the string that C_Initialize takes
     beside its flags, with the places {directory} and {label}; empty where it takes none. `init_token` tells that
-    C_InitToken makes a token; otherwise there is one without PINs, whose officer sets the user's.
+    C_InitToken makes a token; otherwise there is one without PINs, whose officer sets the user's. `database` names
+    the file that a token has there, where the module would make an empty one in its place; empty where it would not.
     """
 
     directory: str
+    database: str
     parameters: str
     init_token: bool
+
+    def check(self, home: Path) -> None:
+        """Raise TokenUnreachableError if the database of a token that exists is missing."""
+        path = home.resolve() / self.directory / self.database
+        if self.database and not path.is_file():
+            raise TokenUnreachableError(f"there is no database {path}", hint=_MAKE_IT)
 
     def argument(self, home: Path, label: str) -> bytes:
         """Fill in the parameters; each place stands between apostrophes, and a backslash quotes.
@@ -101,7 +110,7 @@ class Initialisation:
         """
         directory = home.resolve() / self.directory
         if not directory.is_dir():
-            raise TokenUnreachableError(f"there is no folder {directory}", hint="make the token first: hsmkm init")
+            raise TokenUnreachableError(f"there is no folder {directory}", hint=_MAKE_IT)
         places = {"directory": str(directory), "label": label}
         quoted = {name: re.sub(r"(['\\\\])", r"\\\1", text) for name, text in places.items()}
         return self.parameters.format(**quoted).encode()

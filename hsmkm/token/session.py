@@ -58,6 +58,7 @@ class TokenSession:
         """Initialise, find the token and log in, under the file lock: SoftHSM's login rewrites a file of the token."""
         with _login_lock(self.settings.home):
             wanted = TokenUri.parse(self.settings.uri)
+            self.profile.initialisation.check(self.settings.home)
             self._module.initialize(self.profile.initialisation.argument(self.settings.home, wanted.token))
             try:
                 slot, self.uri = _find(self._module, wanted)

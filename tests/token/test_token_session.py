@@ -48,7 +48,7 @@ def test_a_database_of_nss_has_the_name_and_place_of_its_home(
     empty = replace(token_settings, home=settings.home.parent / "empty")
     (empty.home / "token" / "nss").mkdir(parents=True)
     shutil.copy(token_settings.home / "token" / "pin", empty.home / "token" / "pin")
-    with pytest.raises(TokenUnreachableError, match="no token matches"), open_session(empty):
+    with pytest.raises(TokenUnreachableError, match="there is no database"), open_session(empty):
         pass
     shutil.rmtree(empty.home / "token" / "nss")
     with pytest.raises(TokenUnreachableError, match="no folder"), open_session(empty):

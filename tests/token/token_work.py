@@ -113,3 +113,33 @@ def count(_context: str, end: int) -> Generator[int, None, None]:
 def count_and_refuse(_context: str, end: int) -> Generator[int, None, None]:
     yield from range(end)
     raise RefusedError("enough")
+
+
+def make_pair(vault: Vault, label: str) -> None:
+    vault.create_ec_key(label)
+
+
+def sign(vault: Vault, label: str) -> bytes:
+    return vault.sign_raw(label, b"text")
+
+
+def destroy_pair(vault: Vault, label: str) -> None:
+    vault.key_pairs.destroy(label)
+
+
+def has_pair(vault: Vault, label: str) -> bool:
+    return vault.has_ec_key(label)
+
+
+def reconnect(vault: Vault) -> None:
+    vault.session.reconnect()
+
+
+def make_and_destroy_pairs(vault: Vault, prefix: str, count: int) -> int:
+    """Make key pairs in the token, each of which signs and is destroyed."""
+    for number in range(count):
+        label = f"{prefix}-{number}"
+        vault.create_ec_key(label)
+        assert len(vault.sign_raw(label, b"text")) == 64
+        vault.key_pairs.destroy(label)
+    return count
