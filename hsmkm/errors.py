@@ -20,6 +20,9 @@ class HsmkmError(Exception):
     advice: ClassVar[str] = "give the command again; if it fails again, report it with this line"
     """What to do about an error of this kind where nothing better is known: what is shown where `hint` is empty."""
 
+    suspicion: ClassVar[str] = ""
+    """The name under which operators count it, where it speaks of a peer at fault or of somebody in between."""
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.message = message

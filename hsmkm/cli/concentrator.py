@@ -79,8 +79,7 @@ def _reader(settings: Settings, turns: Turns, told: Health) -> Iterator[Reader |
         own = OwnMeters(worker, attributes, section.meter_seconds)
 
         def done(ended: Round) -> None:
-            told.read(ended)
-            own.done(ended)
+            told.read(ended, own.done(ended))
 
         yield Reader(ReaderSettings(own.titles, own.measure, file.write, done, worker.abandon, section.seconds), turns)
 

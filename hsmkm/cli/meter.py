@@ -15,6 +15,7 @@ from hsmkm.cli.renew import read_lines
 from hsmkm.config import SYSTEM_TITLE
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
+from hsmkm.steps import suspicions
 from hsmkm.steps.agree import by_agreement
 from hsmkm.steps.client_reading import read as read_as_client
 from hsmkm.steps.communicate import Reading
@@ -217,12 +218,13 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     """Show a meter's generations and renewals.
 
     Key generations come with their states, renewals with what was tried and, where a lost answer may have locked the
-    meter, with the way back.
+    meter, with the way back. Suspicious answers that were refused are counted by kind.
     """
     with open_listing(frame().home) as store, store.read() as tx:
         found = meters.find(tx, meter)
         sets = key_sets.for_meter(tx, found.system_title)
         history = renewals.listing(tx, found.system_title)
+        refused = suspicions.of_meter(tx, found.title)
     rows: list[dict[str, object]] = [
         {
             "kind": "key set",
@@ -245,6 +247,10 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         {"kind": "way back", "number": item.id, "state": "open", "detail": way_back(found.title)}
         for item in history
         if by_agreement(item) and item.state not in FINISHED
+    ]
+    rows += [
+        {"kind": "refusal", "number": item.count, "state": item.action, "detail": f"last at {item.last_time}"}
+        for item in refused
     ]
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
     show(rows, ("kind", "number", "state", "detail"))

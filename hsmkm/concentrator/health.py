@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,13 +55,13 @@ class Health:
                 self._told["fetched"] = _now()
             self._write()
 
-    def read(self, told: Round) -> None:
-        """Hear of a round of readings."""
+    def read(self, told: Round, refusals: Mapping[str, int]) -> None:
+        """Hear of a round of readings, and of the suspicious answers of the last day, by kind."""
         with self._lock:
             named = dict(list(told.unread.items())[:MOST_NAMED])
             self._told |= {"rounds": self._number("rounds") + 1, "round_ended": told.ended.isoformat()}
             self._told |= {"round_seconds": round(told.seconds, 1), "meters": told.meters}
-            self._told |= {"unread": len(told.unread), "unread_meters": named}
+            self._told |= {"unread": len(told.unread), "unread_meters": named, "refusals": dict(refusals)}
             self._write()
 
     def _number(self, name: str) -> int:
@@ -105,6 +106,10 @@ def findings(told: dict[str, object], now: datetime) -> list[Finding]:
         found.append(Finding("meters", not unread, f"{unread} of {meters} not read in the last round"))
         named = told.get("unread_meters")
         reasons = named.items() if isinstance(named, dict) else ()
+        refused = told.get("refusals")
+        counted = {str(kind): count for kind, count in refused.items()} if isinstance(refused, dict) else {}
+        text = ", ".join(f"{count} {kind}" for kind, count in sorted(counted.items())) or "none"
+        found.append(Finding("refusals", not counted, f"{text} within 24 hours"))
         found += [Finding(f"meter {name}", ok=False, detail=str(reason)) for name, reason in reasons]
     return found
 

@@ -10,7 +10,7 @@ from hsmkm.concentrator.reader import Round
 from hsmkm.concentrator.readings import Line
 from hsmkm.dlms.axdr import Data, Value
 from hsmkm.dlms.types import AttributeRef
-from hsmkm.steps import client_reading
+from hsmkm.steps import client_reading, suspicions
 from hsmkm.steps.client_reading import Measured
 from hsmkm.steps.party import Party
 from hsmkm.token.standing import StandingWorker
@@ -34,9 +34,9 @@ class OwnMeters:
         """Read one meter and give the lines to keep."""
         return self.worker.call(_measure, title.hex().upper(), self.attributes, deadline=self.meter_seconds)
 
-    def done(self, told: Round) -> None:
-        """Tell the audit log of a round."""
-        self.worker.call(_record, told.meters, sorted(told.unread), deadline=LIST_SECONDS)
+    def done(self, told: Round) -> dict[str, int]:
+        """Tell the audit log of a round, and give the suspicious answers of the last day, by kind."""
+        return self.worker.call(_record, told.meters, sorted(told.unread), deadline=LIST_SECONDS)
 
 
 def _measure(party: Party, name: str, attributes: tuple[AttributeRef, ...]) -> list[Line]:
@@ -63,7 +63,8 @@ def plain(data: Data) -> object:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _record(party: Party, count: int, unread: list[str]) -> None:
+def _record(party: Party, count: int, unread: list[str]) -> dict[str, int]:
     name = party.settings.party.name
     with party.store.begin("meters-read", name, {"meters": count, "unread": len(unread), "first": unread[:10]}):
         pass
+    return suspicions.of_last_day(party)

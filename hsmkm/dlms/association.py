@@ -39,6 +39,7 @@ from hsmkm.dlms.general import TRANSACTION_OCTETS, GeneralKeyed, Header
 from hsmkm.dlms.hls import Handshake, Proof
 from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.settings import AssociationSettings
+from hsmkm.dlms.suspicion import BadChallengeError, ReplayedAnswerError
 from hsmkm.dlms.types import SYSTEM_TITLE_OCTETS, AttributeRef, LogicalName, Mechanism, MethodRef, SystemTitle
 from hsmkm.dlms.xdlms import (
     ActionRequest,
@@ -260,7 +261,7 @@ class Association:
         if not opened.protection.covers(demanded) or not form.same_key(opened.form or form):
             raise IntegrityError("the answer is not ciphered as the request was, or less than the policy demands")
         if opened.header is not None and opened.header.transaction != self._transaction:
-            raise IntegrityError("the answer is that of another transaction")
+            raise ReplayedAnswerError("the answer is that of another transaction")
         if not opened.apdu or opened.apdu[0] != tag:
             raise IntegrityError("the protected answer is that of another service")
         self._authentic = opened.authentic
@@ -291,7 +292,7 @@ class Association:
         if answer.mechanism != self.settings.mechanism or challenge is None:
             raise IntegrityError("the meter opened the association without the mechanism that was asked for")
         if not hls.challenge_fits(challenge) or challenge == self.settings.challenge:
-            raise ProtocolError("the meter's challenge is our own, or not of 8 to 64 octets")
+            raise BadChallengeError("the meter's challenge is our own, or not of 8 to 64 octets")
         self._peer_challenge = challenge
         token = proof.answer(self._handshake)
         request = ActionRequest(self._next_invoke(), REPLY_TO_HLS, axdr.octet_string(token))

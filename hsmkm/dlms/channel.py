@@ -28,6 +28,7 @@ from hsmkm.dlms.general import GeneralCiphering, GeneralKeyed, GeneralSigning, H
 from hsmkm.dlms.hls import Signer, Verifier
 from hsmkm.dlms.octets import Octets, encode_counted
 from hsmkm.dlms.protection import Protection
+from hsmkm.dlms.suspicion import OtherSuiteError, RepeatedCounterError, ReplayedAnswerError
 from hsmkm.dlms.types import SecuritySuite, SystemTitle
 from hsmkm.errors import IntegrityError, RefusedError
 
@@ -216,7 +217,7 @@ class Channel:
 
     def _check_control(self, content: Content, traffic: Traffic) -> None:
         if not content.belongs_to(self.suite):
-            raise IntegrityError("the APDU is of another security suite than the association")
+            raise OtherSuiteError("the APDU is of another security suite than the association")
         if bool(content.security_control & BROADCAST) != traffic.broadcast:
             raise IntegrityError("the APDU is not under the key that it names")
 
@@ -226,7 +227,7 @@ class Channel:
         if traffic.fresh or control & AUTHENTICATION or opened.protection & Protection.SIGNED:
             traffic.received.accept(content.counter)
         elif content.counter < self._lowest.get(form, 0):
-            raise IntegrityError("the invocation counter is below the lowest acceptable one")
+            raise RepeatedCounterError("the invocation counter is below the lowest acceptable one")
         if not traffic.fresh:
             self._lowest[form] = content.counter + 1
         found = Protection.AUTHENTICATED if control & AUTHENTICATION else Protection.NONE
@@ -238,7 +239,7 @@ class Channel:
         if header.originator != self.peer or header.recipient not in (self.own, None):
             raise IntegrityError("the APDU is not between the two sides of the association")
         if opened.header is not None and opened.header.transaction != header.transaction:
-            raise IntegrityError("the layers of the APDU are of different transactions")
+            raise ReplayedAnswerError("the layers of the APDU are of different transactions")
         return header
 
     def _traffic(self, form: Form) -> Traffic:

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from hsmkm.dlms.octets import Octets, encode_counted
+from hsmkm.dlms.suspicion import RepeatedCounterError
 from hsmkm.dlms.types import SecuritySuite, SystemTitle
 from hsmkm.errors import IntegrityError, ProtocolError, RefusedError
 
@@ -77,7 +78,7 @@ class FreshCounter:
     def accept(self, value: int) -> None:
         """Take a counter; raises IntegrityError for a replay."""
         if value < self._lowest:
-            raise IntegrityError("the invocation counter is below the lowest acceptable one")
+            raise RepeatedCounterError("the invocation counter is below the lowest acceptable one")
         self._lowest = value + 1
 
 

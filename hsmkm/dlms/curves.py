@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hsmkm.dlms.suspicion import BadPointError, BadSignatureError
 from hsmkm.dlms.types import SecuritySuite
-from hsmkm.errors import IntegrityError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,19 @@ def check_point(suite: SecuritySuite, point: bytes) -> None:
     """Check X || Y; raises IntegrityError unless it is a point of the suite's curve, RefusedError for suite 0."""
     curve = _P384 if suite is SecuritySuite.SUITE_2 else _P256
     if len(point) != suite.point_octets:
-        raise IntegrityError(f"a point of suite {int(suite)} has {suite.point_octets} octets, not {len(point)}")
+        raise BadPointError(f"a point of suite {int(suite)} has {suite.point_octets} octets, not {len(point)}")
     x, y = _halves(point)
     if x >= curve.prime or y >= curve.prime or (y * y - (x * x - 3) * x - curve.b) % curve.prime:
-        raise IntegrityError("the point is not on the curve of the security suite")
+        raise BadPointError("the point is not on the curve of the security suite")
 
 
 def check_signature(suite: SecuritySuite, raw: bytes) -> None:
     """Check the form of r || s, each from 1 to the order - 1; raises IntegrityError, RefusedError for suite 0."""
     curve = _P384 if suite is SecuritySuite.SUITE_2 else _P256
     if len(raw) != suite.point_octets:
-        raise IntegrityError(f"a signature of suite {int(suite)} has {suite.point_octets} octets, not {len(raw)}")
+        raise BadSignatureError(f"a signature of suite {int(suite)} has {suite.point_octets} octets, not {len(raw)}")
     if not all(0 < half < curve.order for half in _halves(raw)):
-        raise IntegrityError("r or s of the signature is out of range")
+        raise BadSignatureError("r or s of the signature is out of range")
 
 
 def _halves(octets: bytes) -> tuple[int, int]:

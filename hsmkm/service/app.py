@@ -158,7 +158,8 @@ def metrics_page(party: Party, desk: DeskOf, metrics: MetricsOf) -> Response:
     if not desk.may_observe(party):
         raise HTTPException(403, "the party may not read the metrics")
     ready, _ = desk.ready()
-    return Response(metrics.render(ready=ready), media_type=CONTENT_TYPE)
+    refusals = desk.refusals() if ready else {}
+    return Response(metrics.render(ready=ready, refusals=refusals), media_type=CONTENT_TYPE)
 
 
 class _Counting:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,9 @@ class Desk(Protocol):
 
     def receipt(self, party: str, package_id: str, content: bytes) -> ReceiptOutcome:
         """Check and keep a receipt; UNKNOWN for a package that is not this party's."""
+
+    def refusals(self) -> Mapping[str, int]:
+        """Count the suspicious answers of meters that were refused, by kind."""
 
     def ready(self) -> tuple[bool, str]:
         """Tell whether token and store answer, and if not, what is wrong."""

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,12 +32,15 @@ class Metrics:
         with self._lock:
             self._counts[name][tuple(sorted(labels.items()))] += 1
 
-    def render(self, *, ready: bool) -> str:
-        """Return the page, readiness included as the gauge `hsmkm_ready`."""
+    def render(self, *, ready: bool, refusals: Mapping[str, int]) -> str:
+        """Return the page, with readiness as the gauge `hsmkm_ready`, and the refusals of meters' answers by kind."""
         with self._lock:
             lines = [line for name in _HELP for line in self._lines(name)]
         lines += ["# HELP hsmkm_ready Whether token and store answer.", "# TYPE hsmkm_ready gauge"]
         lines.append(f"hsmkm_ready {int(ready)}")
+        lines += ["# HELP hsmkm_refusals_total Suspicious answers of meters that were refused, by kind."]
+        lines += ["# TYPE hsmkm_refusals_total counter"]
+        lines += [f'hsmkm_refusals_total{{kind="{kind}"}} {count}' for kind, count in sorted(refusals.items())]
         return "\n".join(lines) + "\n"
 
     def _lines(self, name: str) -> Iterator[str]:

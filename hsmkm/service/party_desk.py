@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from hsmkm.dlms.suspicion import KINDS
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, RefusedError
 from hsmkm.service.desk import PackageSummary, ReceiptOutcome, ReceiptResult
-from hsmkm.steps import deliver
+from hsmkm.steps import deliver, suspicions
 from hsmkm.steps.certify import own_chain
 from hsmkm.steps.party import Party
 from hsmkm.store import packages, parties
@@ -32,6 +33,7 @@ class PartyDesk:
 
     home: Path
     worker: StandingWorker[Party]
+    counted: suspicions.Count = field(default_factory=suspicions.Count)
 
     def party_for(self, certificate_der: bytes) -> str | None:
         """Return the registered party whose pinned TLS certificate this is, or our own name for our own certificate."""
@@ -70,6 +72,13 @@ class PartyDesk:
             reasons = error.reasons if isinstance(error, RefusedError) and error.reasons else (error.message,)
             return ReceiptOutcome(ReceiptResult.REFUSED, reasons)
         return ReceiptOutcome(ReceiptResult.REPLAYED if replayed else ReceiptResult.ACCEPTED)
+
+    def refusals(self) -> Mapping[str, int]:
+        """Count the suspicious answers of meters that were refused, by kind, as the audit log has them."""
+        counted = self.counted
+        with counted.lock:
+            further = self.worker.call(suspicions.counted_after, counted.sequence, deadline=ANSWER_SECONDS)
+            return dict.fromkeys(KINDS, 0) | counted.add(*further)
 
     def ready(self) -> tuple[bool, str]:
         """Tell whether token and store answer; what is wrong goes to the log, since anyone of the PKI may ask."""

@@ -32,6 +32,7 @@ from hsmkm.meter_model import MeterModel
 from hsmkm.steps.credentials import Credentials, Pair, credentials, policy_of, proves_keys
 from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general_keys
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.suspicions import refusals_recorded
 from hsmkm.store import counters, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
@@ -236,7 +237,7 @@ def associated(speaking: Conversation, pair: Pair, spend: Callable[[], None] = _
     TransportError when it does not answer, IntegrityError when its answer does not prove the keys. A meter that closes
     the connection instead of answering the release has done all that was asked.
     """
-    with ExitStack() as stack:
+    with refusals_recorded(speaking.party, speaking.meter), ExitStack() as stack:
         opened = credentials(speaking.party, speaking.model, speaking.meter.system_title, pair)
         client = _associate(speaking, pair, stack.enter_context(opened), stack, spend)
         yield client

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store.canonical import canonical_json
@@ -47,6 +48,16 @@ class AuditRecord:
     hash: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many records of one action there are, and when (RFC 3339, UTC) and where the last one was written."""
+
+    action: str
+    count: int
+    last_time: str
+    last_sequence: int
+
+
 def verify(tx: Transaction) -> list[Problem]:
     """Follow the chain and name the first record that does not fit, or nothing if all do."""
     previous = FIRST_PREVIOUS
@@ -64,6 +75,26 @@ def log(tx: Transaction, *, after: int = 0, limit: int = PAGE, subject: str | No
     if subject is not None:
         statement = statement.where(table.c.subject == subject)
     return [_record(row) for row in tx.all(statement)]
+
+
+def tally(
+    tx: Transaction, prefix: str, *, subject: str | None = None, after: int = 0, since: datetime | None = None
+) -> list[Tally]:
+    """Count the records whose action begins so, by action; of one subject, behind a sequence, from a moment on."""
+    columns = table.c.action, func.count(), func.max(table.c.time), func.max(table.c.sequence)
+    statement = select(*(column.label(name) for column, name in zip(columns, Tally.__dataclass_fields__, strict=True)))
+    statement = statement.where(table.c.action.startswith(prefix, autoescape=True), table.c.sequence > after)
+    if subject is not None:
+        statement = statement.where(table.c.subject == subject)
+    if since is not None:
+        statement = statement.where(table.c.time >= since.astimezone(UTC).isoformat().replace("+00:00", "Z"))
+    return [Tally(**row) for row in tx.all(statement.group_by(table.c.action).order_by(table.c.action))]
+
+
+def newest_sequence(tx: Transaction) -> int:
+    """Give the sequence of the newest record; 0 where there is none."""
+    row = tx.one(select(table.c.sequence).order_by(table.c.sequence.desc()).limit(1))
+    return 0 if row is None else int(row["sequence"])
 
 
 def checkpoint_content(tx: Transaction) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hsmkm.dlms.suspicion import RepeatedCounterError
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import leases
 from hsmkm.store.authenticated import AuthenticatedTable
@@ -153,7 +154,7 @@ def accept_received(tx: Transaction, identity: bytes, server_title: bytes, value
     row = RECEIVE_ROWS.fetch(tx, identity=identity, server_title=server_title)
     lowest = 0 if row is None else row["lowest"]
     if value < lowest:
-        raise IntegrityError(
+        raise RepeatedCounterError(
             f"an answer of {server_title.hex().upper()} carries counter {value}, below {lowest}",
             hint="it was recorded earlier, or the meter's counter went back",
         )

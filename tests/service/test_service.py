@@ -81,6 +81,9 @@ class FakeDesk:
             return ReceiptOutcome(ReceiptResult.REFUSED, ("signature does not fit", "package id differs"))
         return ReceiptOutcome(ReceiptResult.REPLAYED if kept is not content else ReceiptResult.ACCEPTED)
 
+    def refusals(self) -> dict[str, int]:
+        return {"wrong-suite": 2}
+
     def ready(self) -> tuple[bool, str]:
         return self.well
 
@@ -243,6 +246,7 @@ def test_metrics_count_by_route_and_name_nobody(service: Service) -> None:
     assert 'hsmkm_receipts_total{result="accepted"} 1' in page
     assert "hsmkm_packages_sent_total 1" in page
     assert "hsmkm_ready 1" in page
+    assert 'hsmkm_refusals_total{kind="wrong-suite"} 2' in page
     assert ID_A not in page
 
 
