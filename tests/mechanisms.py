@@ -112,12 +112,12 @@ def set_up(realm: Realm, mechanism: int, suite: int, extra: str = "", policy: in
     return line
 
 
-def certify_meter(line: Line) -> None:
-    """Give the meter certified keys for signature and agreement, and each side the other's certificates."""
-    folder = line.realm.home("factory") / "certificates"
+def certify_meter(line: Line, owner: str = "factory") -> None:
+    """Give the meter certified keys for signature and agreement, and it and its owner the other's certificates."""
+    folder = line.realm.home(owner) / "certificates"
     ending = "-p384.pem" if line.suite == SecuritySuite.SUITE_2 else ".pem"
     made = {kind: _certified(line, kind) for kind in PROFILES}
-    with line.realm.open("factory") as party, party.store.begin("meter-certificate", TITLE, {}) as tx:
+    with line.realm.open(owner) as party, party.store.begin("meter-certificate", TITLE, {}) as tx:
         for kind, certificate in made.items():
             keep(tx, entry(certificate, PROFILES[kind], TITLE, Source.PARTY))
     for kind, certificate in made.items():

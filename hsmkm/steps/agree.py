@@ -68,7 +68,7 @@ KEY_AGREEMENT = "key-agreement"
 NOT_AGREED_ON = {
     KeyRole.GAK: "every APDU of the way back from a lost answer is authenticated with it",
     KeyRole.GBEK: "no association shows by which AlgorithmID a meter derived it",
-    KeyRole.MASTER: "the way back from a lost answer rests on it",
+    KeyRole.MASTER: "the way back from a lost answer, and every key_transfer after it, rest on it",
 }
 """Why the other keys of a meter are renewed by key_transfer only."""
 

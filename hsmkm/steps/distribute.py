@@ -1,8 +1,9 @@
 """Gives the keys of a registered meter to its concentrator, and tells it which generation is in force.
 
 A concentrator that is a client receives a generation before the meter is switched to it, and the activation after, so
-that no reading is lost between. A relay is told of the meter and its address, without keys. No generation is given
-twice to the same client: it would refuse the second one as a replay.
+that no reading is lost between. One that was agreed on with the meter is known after the switch only, and given then.
+A relay is told of the meter and its address, without keys. No generation is given twice to the same client: it would
+refuse the second one as a replay.
 """
 
 from __future__ import annotations
@@ -71,13 +72,15 @@ def announce(party: Party, given: Sequence[Given], wait: int) -> None:
 
 
 def activate(party: Party, given: Sequence[Given], wait: int) -> None:
-    """Tell clients that the meters took the generations."""
+    """Tell clients that the meters took the generations, with the keys of those that were not known before."""
     content = defaultdict(list)
     clients = _of_clients(given)
-    for speaking, key_set in clients:
+    unknown = [item for item in clients if not _given_before(*item)]
+    for speaking, key_set in (item for item in clients if item not in unknown):
         item = outgoing(speaking.meter, key_set, KeyState.ACTIVE, with_keys=False, revision=IN_FORCE)
         content[speaking.meter.concentrator or ""].append(item)
-    sent = [send(party, Purpose.ACTIVATION, name, items) for name, items in content.items()]
+    sent = distribute(party, unknown, KeyState.ACTIVE)
+    sent += [send(party, Purpose.ACTIVATION, name, items) for name, items in content.items()]
     for speaking, _ in clients:
         _settle(speaking)
     await_receipts(party, sent, wait)

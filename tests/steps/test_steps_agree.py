@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 
 from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds
 from hsmkm.dlms.types import KeyId, Mechanism
 from hsmkm.errors import PartlyDoneError, PolicyError, RefusedError
-from hsmkm.simulator.behaviour import Activation, Fault, MeterSettings
+from hsmkm.simulator.behaviour import Activation, DroppedError, Fault, MeterSettings
 from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.communicate import read
 from hsmkm.steps.inject import inject
@@ -121,6 +123,31 @@ def test_a_meter_without_the_way_back_that_its_model_promises_stays_in_doubt(rea
         with pytest.raises(InDoubtError, match="the way back failed"):
             resolve(party, TITLE)
         assert key_states(party, 1) == [(1, "active")]
+
+
+def test_what_was_derived_is_not_lost_with_the_connection_that_should_prove_it(realm: Realm) -> None:
+    line = injected(realm, 1)
+    begun = []
+
+    def first_only(octets: int) -> bytes:
+        begun.append(octets)
+        if len(begun) > 1:
+            raise DroppedError
+        return secrets.token_bytes(octets)
+
+    settings = MeterSettings(algorithms=AlgorithmIds(GBCS_PREFIX), challenge=first_only)
+    with line.meter(settings) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert outcome.state == "unknown"
+        assert key_states(party, 1) == [(1, "active"), (2, "pre-active"), (3, "pre-active")]
+        agreed_on = line.state.keys[KeyId.GUEK]
+    with line.meter() as address, realm.open("factory") as party:
+        moved(party, address)
+        assert resolve(party, TITLE, go_on=False).generation == 3
+        assert energy(party) == 123_456
+        assert key_states(party, 1) == [(1, "deactivated"), (3, "active")]
+    assert line.state.keys[KeyId.GUEK] == agreed_on
 
 
 def test_a_key_under_a_third_algorithm_id_is_never_active_and_the_meter_led_back(realm: Realm) -> None:
