@@ -11,7 +11,7 @@ import pytest
 
 from hsmkm.errors import TokenUnreachableError
 from hsmkm.token.profile import load_profile
-from hsmkm.token.session import init_token, open_session
+from hsmkm.token.session import SOFTHSM, init_token, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
 from tests.field import Field, deliver_meters, open_field
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def make_token(home: Path, label: str = "test") -> TokenSettings:
-    """Make a home folder with an initialised token, whose PINs lie in files as `hsmkm init` leaves them."""
+def make_token(home: Path, label: str = "test", profile: str = SOFTHSM) -> TokenSettings:
+    """Make a home folder with an initialised token, whose PINs lie in files as `hsmkm init` leaves them.
+
+    NSS derives by itself, so there the policy forbids the host to.
+    """
     settings = TokenSettings(
-        profile="softhsm2",
+        profile=profile,
         uri="",
         pin="file:token/pin",
         so_pin="file:token/so-pin",
         module="",
         home=home,
-        kdf_on_host=True,
+        kdf_on_host=profile == SOFTHSM,
     )
     return replace(settings, uri=init_token(settings, label))
 

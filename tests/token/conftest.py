@@ -10,26 +10,13 @@ import pytest
 
 from hsmkm.errors import TokenUnreachableError
 from hsmkm.token.profile import load_profile
-from hsmkm.token.session import init_token
-from hsmkm.token.types import TokenSettings
+from tests.conftest import make_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-
-def make_token(profile: str, home: Path, label: str) -> TokenSettings:
-    """Make a home folder with an empty token; NSS derives by itself, so there the policy forbids the host to."""
-    settings = TokenSettings(
-        profile=profile,
-        uri="",
-        pin="file:token/pin",
-        so_pin="file:token/so-pin",
-        module="",
-        home=home,
-        kdf_on_host=profile == "softhsm2",
-    )
-    return replace(settings, uri=init_token(settings, label))
+    from hsmkm.token.types import TokenSettings
 
 
 @pytest.fixture
@@ -57,7 +44,7 @@ def empty_tokens(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], To
 
     def make(profile: str) -> TokenSettings:
         if profile not in made:
-            made[profile] = make_token(profile, tmp_path_factory.mktemp(profile), "test")
+            made[profile] = make_token(tmp_path_factory.mktemp(profile), "test", profile)
         return made[profile]
 
     return make
@@ -79,7 +66,7 @@ def new_token(profile_name: str, tmp_path: Path) -> Callable[[str], TokenSetting
 
     def make(label: str) -> TokenSettings:
         if label not in made:
-            made[label] = make_token(profile_name, tmp_path / label, label)
+            made[label] = make_token(tmp_path / label, label, profile_name)
         return made[label]
 
     return make

@@ -16,11 +16,11 @@ from hsmkm.errors import InputError, PolicyError, TokenUnreachableError
 from hsmkm.token import attributes, curves
 from hsmkm.token.agreement import agree_dlms, make_ephemeral_pair
 from hsmkm.token.derivation import Kdf, Wanted, agree, choose_rung, derive
-from hsmkm.token.ephemeral import EphemeralPair
 from hsmkm.token.session import open_session
 from hsmkm.token.template import Template
 from hsmkm.token.types import CarrierRole, KeyRole, SecretRole, SessionRole, Use
 from hsmkm.token.vault import Vault
+from tests.published import private_key, published_pair
 
 if TYPE_CHECKING:
     from hsmkm.token.keys import KeyHandle
@@ -44,29 +44,6 @@ def value_of(vault: Vault, key: KeyHandle) -> bytes:
         vault.open(KeyRole.MASTER, vault.seal(known), 2, Use.IN_USE) as master,
     ):
         return aes_key_unwrap(bytes(32), vault.wrap(master, key))
-
-
-def private_key(vault: Vault, value: str, label: str = "") -> int:
-    """Import a published private key on P-256, as a session object or under a label, with its public half."""
-    scalar = int(value, 16)
-    public = ec.derive_private_key(scalar, ec.SECP256R1()).public_key()
-    names: attributes.Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: bytes(16)} if label else {}
-    parameters = curves.parameters("P-256")
-    cryptoki = vault.session.cryptoki
-    if label:
-        point = b"\x04\x41" + curves.encode(public)
-        listed = attributes.ec_public_key(Attribute.DERIVE, parameters, on_token=True) | names
-        cryptoki.create(vault.session.template(listed | {Attribute.EC_POINT: point}))
-    listed = attributes.ec_private_key(Attribute.DERIVE, on_token=bool(label)) | names
-    octets = scalar.to_bytes(32)
-    values: attributes.Attributes = {Attribute.EC_PARAMS: parameters, Attribute.VALUE: octets}
-    return cryptoki.create(vault.session.template(listed | values))
-
-
-def published_pair(vault: Vault, value: str) -> EphemeralPair:
-    number = private_key(vault, value)
-    public = ec.derive_private_key(int(value, 16), ec.SECP256R1()).public_key()
-    return EphemeralPair(vault.session, public, number, (number,))
 
 
 def other_info(algorithm: bytes, first: str, second: str) -> bytes:
