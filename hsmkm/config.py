@@ -98,7 +98,8 @@ class StoreSettings:
 class PolicySettings:
     """What is allowed, and the bounds on what is believed.
 
-    `kdf_on_host`: the key agreed for a package may pass through host memory once, where the token cannot derive it.
+    `kdf_on_host`: a key agreed on, for a package or with a meter, may pass through host memory once, where the token
+    cannot derive it.
     `import_keys`: a model's initial keys may be imported in clear.
     `max_counter_jump`: how far a meter may move our invocation counter at once.
     `retention_days`: how long a factory keeps its copy after the receipt. `package_days`: how long a package is valid.

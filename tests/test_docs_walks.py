@@ -12,7 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 
 from hsmkm.pki.certificates import read_certificates
+from hsmkm.simulator.behaviour import Fault, MeterSettings
 from scripts import readme
+from tests import mechanisms
+from tests.steps.test_steps_agree import injected as agreeing
 from tests.steps.test_steps_enrol import TITLE, injected
 
 if TYPE_CHECKING:
@@ -52,6 +55,17 @@ def differences(done: Sequence[tuple[readme.Command, readme.Command, int]]) -> l
 def test_the_enrolment_goes_as_its_page_says(realm: Realm, tmp_path: Path) -> None:
     with injected(realm, 1):
         done = walk("enrolment.md", {"LAB": str(realm.folder), "METER": TITLE}, tmp_path)
+    assert differences(done) == []
+
+
+@pytest.mark.slow
+def test_a_lost_answer_is_led_back_as_its_page_says(realm: Realm, tmp_path: Path) -> None:
+    line = agreeing(realm, 1)
+    with line.meter(MeterSettings(fault=Fault.DROP_AFTER)) as address:
+        with realm.open("factory") as party:
+            mechanisms.moved(party, address)
+        places = {"LAB": str(realm.folder), "METER": mechanisms.TITLE, "PLACE": address}
+        done = walk("keys.md", places, tmp_path)
     assert differences(done) == []
 
 
