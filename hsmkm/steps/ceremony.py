@@ -64,8 +64,9 @@ def _token(party: Party) -> list[tuple[str, str]]:
     return [("label" if name == "token" else name, str(getattr(uri, name))) for name in fields]
 
 
-def _yes_or_no(told: dict[str, bool]) -> list[tuple[str, str]]:
-    return [(name, "true" if value else "false") for name, value in told.items()]
+def _yes_or_no(told: dict[str, bool | None]) -> list[tuple[str, str]]:
+    words = {True: "true", False: "false", None: "not stored by this token"}
+    return [(name, words[value]) for name, value in told.items()]
 
 
 def _certificate(certificate: x509.Certificate, key: ec.EllipticCurvePublicKey) -> list[tuple[str, str]]:

@@ -256,10 +256,17 @@ class KeyPairs:
             raise IntegrityError(f"the halves of the key {label} do not belong together", hint="do not use it")
         return private
 
-    def told(self, label: str) -> dict[str, bool]:
-        """Read what a private key may do and how it came about, as the token tells it, by the names of PKCS#11."""
+    def told(self, label: str) -> dict[str, bool | None]:
+        """Read what a private key may do and how it came about, as the token tells it, by the names of PKCS#11.
+
+        None stands for what this kind of token does not store.
+        """
         found = self._found(label, ObjectClass.PRIVATE_KEY)
-        return {f"CKA_{each.name}": any(self._session.cryptoki.read(found, each)) for each in _TOLD}
+        unstored = self._session.profile.unstored
+        return {
+            f"CKA_{each.name}": None if each.name in unstored else any(self._session.cryptoki.read(found, each))
+            for each in _TOLD
+        }
 
     def _found(self, label: str, of_class: ObjectClass) -> int:
         found = self._find(label, of_class)

@@ -118,8 +118,11 @@ class Vault:
         """Tell whether the token has a private key of this label."""
         return self.key_pairs.exists(label)
 
-    def key_attributes(self, label: str) -> dict[str, bool]:
-        """Read the attributes of a private key from the token, for a record on paper; RefusedError if it has none."""
+    def key_attributes(self, label: str) -> dict[str, bool | None]:
+        """Read the attributes of a private key from the token, for a record on paper; None is what it does not store.
+
+        Raises RefusedError if it has no such key.
+        """
         return self.key_pairs.told(label)
 
     def public_key(self, label: str) -> ec.EllipticCurvePublicKey:
