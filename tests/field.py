@@ -28,7 +28,7 @@ from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.register import register
 from hsmkm.steps.register_party import PartyPlan, register_party
-from hsmkm.steps.renew import Outcome
+from hsmkm.steps.results import Outcome
 from hsmkm.store import key_sets, meters, packages
 from tests.realm import ACTOR, HSMKM, TITLES, Realm, title_of
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.errors import IntegrityError
-from hsmkm.steps.attest import checkpoint as sign_checkpoint
-from hsmkm.steps.attest import verify_audit
-from hsmkm.steps.party import open_listing
-from hsmkm.store import audit
+
+if TYPE_CHECKING:
+    from hsmkm.steps import attest, party
+    from hsmkm.store import audit
+else:
+    attest, party = deferred("hsmkm.steps", "attest", "party")
+    (audit,) = deferred("hsmkm.store", "audit")
 
 app = typer.Typer(help="The audit log: a chain of hashes with signed checkpoints.", no_args_is_help=True)
 
@@ -25,7 +29,7 @@ def log(
     subject: Annotated[str | None, typer.Option(help="Only this meter, party or package.")] = None,
 ) -> None:
     """List audit records, oldest first."""
-    with open_listing(frame().home) as store, store.read() as tx:
+    with party.open_listing(frame().home) as store, store.read() as tx:
         found = audit.log(tx, after=after, limit=limit, subject=subject)
     rows = [
         {
@@ -52,7 +56,7 @@ def verify(
     Exit code 6 for problems.
     """
     with party_worker() as worker:
-        problems = worker.call(verify_audit, tuple(path.resolve() for path in checkpoint or ()))
+        problems = worker.call(attest.verify_audit, tuple(path.resolve() for path in checkpoint or ()))
     show(
         [{"table": item.table, "row": item.row, "problem": item.text} for item in problems], ("table", "row", "problem")
     )
@@ -67,5 +71,5 @@ def checkpoint(out: Annotated[Path, typer.Option(help="File to write; keep it el
     With it, a chain that was cut short is found out.
     """
     with party_worker() as worker:
-        sequence = worker.call(sign_checkpoint, out.resolve())
+        sequence = worker.call(attest.checkpoint, out.resolve())
     show([{"sequence": sequence, "checkpoint": out}], ("sequence", "checkpoint"))

@@ -17,17 +17,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.config import Settings, load_settings
 from hsmkm.errors import HsmkmError, InputError, LoginError, RefusedError
-from hsmkm.steps.party import Party, open_party
 from hsmkm.token.standing import StandingWorker
 from hsmkm.token.uri import pin_descriptors
 from hsmkm.token.workers import Worker
+
+if TYPE_CHECKING:
+    from hsmkm.steps import party
+    from hsmkm.steps.party import Party
+else:
+    (party,) = deferred("hsmkm.steps", "party")
 
 
 class Output(StrEnum):
@@ -76,7 +81,7 @@ def default_actor() -> str:
 def party_worker() -> Iterator[Worker[Party]]:
     """Spawn the worker that alone loads the PKCS#11 module, reads the PIN and opens this party."""
     here = frame()
-    with Worker(open_party, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+    with Worker(party.open_party, here.home, here.actor, inherit=inherited(here.settings())) as worker:
         yield worker
 
 
@@ -85,7 +90,7 @@ def standing_worker() -> Iterator[StandingWorker[Party]]:
     """Spawn the same worker for a process that runs for long, and replace it when it died."""
     here = frame()
     inherit = inherited(here.settings())
-    with StandingWorker(lambda: Worker(open_party, here.home, here.actor, inherit=inherit)) as worker:
+    with StandingWorker(lambda: Worker(party.open_party, here.home, here.actor, inherit=inherit)) as worker:
         yield worker
 
 
@@ -118,6 +123,9 @@ def show(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
 
 
 def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - only tables need it, and it loads for long
+    from rich.table import Table  # noqa: PLC0415 - as above
+
     table = Table(*[name.replace("_", " ") for name in columns], box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*["" if row.get(name) is None else str(row.get(name)) for name in columns])

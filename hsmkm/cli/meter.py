@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.cli.outcomes import raise_failed, show_outcomes
 from hsmkm.cli.reference import attribute, shown
@@ -15,21 +16,25 @@ from hsmkm.cli.renew import read_lines
 from hsmkm.config import SYSTEM_TITLE
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
-from hsmkm.steps import suspicions
-from hsmkm.steps.agree import by_agreement
-from hsmkm.steps.client_reading import read as read_as_client
-from hsmkm.steps.communicate import Reading
-from hsmkm.steps.communicate import read as read_meter
-from hsmkm.steps.enrol import Enrolled, import_certificates, request_certificates
-from hsmkm.steps.enrol import remove_certificate as forget_certificate
-from hsmkm.steps.inject import inject_many as inject_meters
-from hsmkm.steps.party import Party, open_listing
-from hsmkm.steps.provision import provision as provision_order
-from hsmkm.steps.register import register as register_meters
-from hsmkm.steps.renew import Outcome, failing
-from hsmkm.steps.way_back import way_back
-from hsmkm.store import key_sets, meters, renewals
-from hsmkm.store.renewals import FINISHED
+from hsmkm.steps.results import Enrolled, Outcome, Reading
+
+if TYPE_CHECKING:
+    from hsmkm.steps import agree, client_reading, communicate, party, suspicions, way_back
+    from hsmkm.steps import enrol as enrol_step
+    from hsmkm.steps import inject as inject_step
+    from hsmkm.steps import provision as provision_step
+    from hsmkm.steps import register as register_step
+    from hsmkm.steps import renew as renew_step
+    from hsmkm.steps.party import Party
+    from hsmkm.store import key_sets, meters, renewals
+else:
+    agree, client_reading, communicate, party, suspicions, way_back = deferred(
+        "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "way_back"
+    )
+    enrol_step, inject_step, provision_step, register_step, renew_step = deferred(
+        "hsmkm.steps", "enrol", "inject", "provision", "register", "renew"
+    )
+    key_sets, meters, renewals = deferred("hsmkm.store", "key_sets", "meters", "renewals")
 
 app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
 
@@ -44,7 +49,7 @@ def provision(
     Each meter gets a unique one, and the line equipment the injection package.
     """
     with party_worker() as worker:
-        done = worker.call(provision_order, order.resolve(), line)
+        done = worker.call(provision_step.provision, order.resolve(), line)
     if done.already:
         talk("this order was provisioned before; nothing was done")
     show(
@@ -65,7 +70,7 @@ def inject(
     """
     places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
-        outcomes = worker.call(inject_meters, places)
+        outcomes = worker.call(inject_step.inject_many, places)
     show_outcomes(outcomes)
 
 
@@ -83,7 +88,7 @@ def register(
     """
     places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
-        outcomes = worker.call(register_meters, places, concentrator, wait)
+        outcomes = worker.call(register_step.register, places, concentrator, wait)
     show_outcomes(outcomes)
 
 
@@ -114,9 +119,9 @@ def enrol(
         raise InputError("an enrolment has two halves", hint="give --out, and after pki issue --certificates")
     with party_worker() as worker:
         if out is not None:
-            _show_enrolled(worker.call(request_certificates, meter, out.resolve()))
+            _show_enrolled(worker.call(enrol_step.request_certificates, meter, out.resolve()))
         elif certificates is not None:
-            _show_enrolled(worker.call(import_certificates, meter, certificates.resolve()))
+            _show_enrolled(worker.call(enrol_step.import_certificates, meter, certificates.resolve()))
 
 
 @app.command()
@@ -129,7 +134,7 @@ def remove_certificate(
     Its own certificate of a profile is not used from then on.
     """
     with party_worker() as worker:
-        _show_enrolled(worker.call(forget_certificate, meter, profile))
+        _show_enrolled(worker.call(enrol_step.remove_certificate, meter, profile))
 
 
 def _show_enrolled(done: Sequence[Enrolled]) -> None:
@@ -179,9 +184,9 @@ def _read(
 ) -> tuple[list[tuple[str, Reading]], list[Outcome]]:
     readings: list[tuple[str, Reading]] = []
     failed: list[Outcome] = []
-    read_one = read_as_client if party.settings.party.role == "concentrator" else read_meter
+    read_one = client_reading.read if party.settings.party.role == "concentrator" else communicate.read
     for name in names:
-        with failing(failed, name):
+        with renew_step.failing(failed, name):
             readings += [(name, item) for item in read_one(party, name, wanted)]
     return readings, failed
 
@@ -196,7 +201,7 @@ def list_meters(
     """List meters by system title."""
     if after and not SYSTEM_TITLE.fullmatch(after.upper()):
         raise InputError(f"{after!r} is not a system title", hint="16 hex digits, as the list shows them")
-    with open_listing(frame().home) as store, store.read() as tx:
+    with party.open_listing(frame().home) as store, store.read() as tx:
         found = meters.listing(tx, after=bytes.fromhex(after), limit=limit, order=order, concentrator=concentrator)
     rows = [
         {
@@ -220,7 +225,9 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     Key generations come with their states, renewals with what was tried and, where a lost answer may have locked the
     meter, with the way back. Suspicious answers that were refused are counted by kind.
     """
-    with open_listing(frame().home) as store, store.read() as tx:
+    from hsmkm.store.renewals import FINISHED  # noqa: PLC0415 - a value cannot be deferred
+
+    with party.open_listing(frame().home) as store, store.read() as tx:
         found = meters.find(tx, meter)
         sets = key_sets.for_meter(tx, found.system_title)
         history = renewals.listing(tx, found.system_title)
@@ -244,9 +251,9 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for item in history
     ]
     rows += [
-        {"kind": "way back", "number": item.id, "state": "open", "detail": way_back(found.title)}
+        {"kind": "way back", "number": item.id, "state": "open", "detail": way_back.way_back(found.title)}
         for item in history
-        if by_agreement(item) and item.state not in FINISHED
+        if agree.by_agreement(item) and item.state not in FINISHED
     ]
     rows += [
         {"kind": "refusal", "number": item.count, "state": item.action, "detail": f"last at {item.last_time}"}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.config import data_folder, load_model
-from hsmkm.steps.model import choose_suite
-from hsmkm.steps.model import import_keys as import_model_keys
-from hsmkm.steps.party import open_listing
-from hsmkm.store import models
+
+if TYPE_CHECKING:
+    from hsmkm.steps import model as model_step
+    from hsmkm.steps import party
+    from hsmkm.store import models
+else:
+    model_step, party = deferred("hsmkm.steps", "model", "party")
+    (models,) = deferred("hsmkm.store", "models")
 
 app = typer.Typer(help="Meter models and the keys they come with.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The model's name.")]
@@ -25,7 +30,7 @@ def list_models() -> None:
     Says whether their initial keys are in the token's care.
     """
     home = frame().home
-    with open_listing(home) as store, store.read() as tx:
+    with party.open_listing(home) as store, store.read() as tx:
         given = dict(models.listing(tx))
     folders = [folder for folder in (home / "models", data_folder("models")) if folder.is_dir()]
     names = sorted({path.stem for folder in folders for path in folder.glob("*.toml")} | set(given))
@@ -64,7 +69,7 @@ def import_keys(
 
     They are sealed under the storage key at once.
     """
-    chosen = choose_suite(load_model(name, frame().home), suite)
+    chosen = model_step.choose_suite(load_model(name, frame().home), suite)
     with party_worker() as worker:
-        roles = worker.call(import_model_keys, name, chosen, keys.resolve())
+        roles = worker.call(model_step.import_keys, name, chosen, keys.resolve())
     show([{"model": name, "suite": chosen, "keys": " ".join(roles)}], ("model", "suite", "keys"))

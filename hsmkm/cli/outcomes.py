@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hsmkm.cli.frame import show
 from hsmkm.errors import PartlyDoneError, RefusedError
-from hsmkm.steps.renew import Outcome
+from hsmkm.steps.results import Outcome
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:

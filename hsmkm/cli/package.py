@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
-from hsmkm.packages.receive import inspect_package
-from hsmkm.pki.certificates import holder
-from hsmkm.steps import deliver
-from hsmkm.steps.party import open_listing
-from hsmkm.steps.receive import Taken, read_package, receipt_of, receive_file
-from hsmkm.store import packages
+from hsmkm.steps.results import Taken
+
+if TYPE_CHECKING:
+    from hsmkm.packages import receive as reading
+    from hsmkm.pki import certificates
+    from hsmkm.steps import deliver, party, receive
+    from hsmkm.store import packages
+else:
+    (reading,) = deferred("hsmkm.packages", "receive")
+    (certificates,) = deferred("hsmkm.pki", "certificates")
+    deliver, party, receive = deferred("hsmkm.steps", "deliver", "party", "receive")
+    (packages,) = deferred("hsmkm.store", "packages")
 
 app = typer.Typer(help="Key packages between parties, and their receipts.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="A .p7m file.")]
@@ -46,7 +53,7 @@ def import_package(file: File) -> None:
     It is verified, its keys go into the token's care, and its receipt is signed.
     """
     with party_worker() as worker:
-        taken = worker.call(receive_file, file.resolve())
+        taken = worker.call(receive.receive_file, file.resolve())
     if taken.replayed:
         talk("this package was taken before; its first receipt is given again")
     _show_taken(taken)
@@ -66,9 +73,9 @@ def receipt(
     """
     with party_worker() as worker:
         if not from_file:
-            _show_taken(worker.call(receipt_of, package))
+            _show_taken(worker.call(receive.receipt_of, package))
             return
-        record, replayed = worker.call(deliver.accept_receipt, read_package(Path(package)))
+        record, replayed = worker.call(deliver.accept_receipt, receive.read_package(Path(package)))
     if replayed:
         talk("this receipt was kept before")
     show([{"package": record.id, "to": record.peer, "state": record.state}], ("package", "to", "state"))
@@ -91,11 +98,11 @@ def inspect(file: File) -> None:
 
     Its signature is checked; no token is needed, and nothing is trusted.
     """
-    inspected = inspect_package(read_package(file))
+    inspected = reading.inspect_package(receive.read_package(file))
     header = inspected.content.header
     talk(f"package {header.id}, {header.purpose.value} number {header.sequence}")
     talk(f"from {header.sender.name} ({header.sender.role}) to {header.recipient.name} ({header.recipient.role})")
-    talk(f"signed by {holder(inspected.signed.signer)}, sha-256 {inspected.sha256.hex()}")
+    talk(f"signed by {certificates.holder(inspected.signed.signer)}, sha-256 {inspected.sha256.hex()}")
     talk(f"created {header.created.isoformat()}, expires {header.expires.isoformat()}")
     rows = [
         {
@@ -115,7 +122,7 @@ def inspect(file: File) -> None:
 @app.command(name="list")
 def list_packages() -> None:
     """List packages sent and received, and what became of them."""
-    with open_listing(frame().home) as store, store.read() as tx:
+    with party.open_listing(frame().home) as store, store.read() as tx:
         found = packages.listing(tx)
     rows = [
         {

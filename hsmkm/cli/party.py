@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.config import CONCENTRATOR_KINDS, ROLES
 from hsmkm.errors import InputError
-from hsmkm.steps.party import open_listing
-from hsmkm.steps.register_party import PartyPlan, register_party
-from hsmkm.store import parties
+
+if TYPE_CHECKING:
+    from hsmkm.steps import party as party_step
+    from hsmkm.steps import register_party
+    from hsmkm.store import parties
+else:
+    party_step, register_party = deferred("hsmkm.steps", "party", "register_party")
+    (parties,) = deferred("hsmkm.store", "parties")
 
 app = typer.Typer(help="The parties we deal with, and their certificates.", no_args_is_help=True)
 _COLUMNS = ("party", "role", "system_title", "flags", "kind", "address", "certificates")
@@ -49,14 +55,16 @@ def add(
         raise InputError(f"unknown role {role!r}", hint=f"use one of {', '.join(ROLES)}")
     if kind and kind not in CONCENTRATOR_KINDS:
         raise InputError(f"unknown kind {kind!r}", hint="use relay or client")
-    plan = PartyPlan(name, role, tuple(flag or ()), kind, address, certificates.resolve(), replace=replace)
+    plan = register_party.PartyPlan(
+        name, role, tuple(flag or ()), kind, address, certificates.resolve(), replace=replace
+    )
     with party_worker() as worker:
-        made = worker.call(register_party, plan)
+        made = worker.call(register_party.register_party, plan)
     show([_row(made)], _COLUMNS)
 
 
 @app.command(name="list")
 def list_parties() -> None:
     """List the registered parties."""
-    with open_listing(frame().home) as store, store.read() as tx:
+    with party_step.open_listing(frame().home) as store, store.read() as tx:
         show([_row(party) for party in parties.listing(tx)], _COLUMNS)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.errors import RefusedError
-from hsmkm.pki.pkilint import is_installed
-from hsmkm.steps import certify
-from hsmkm.steps.ceremony import create_root_with_transcript
-from hsmkm.steps.expiry import due_certificates, due_lists
-from hsmkm.steps.issue import issue as issue_requests
-from hsmkm.steps.issue import issue_without_end
-from hsmkm.steps.lint_files import lint_files
-from hsmkm.steps.party import open_listing, utc_now
-from hsmkm.store import certificates
+from hsmkm.steps.results import Made
+
+if TYPE_CHECKING:
+    from hsmkm.pki import pkilint
+    from hsmkm.steps import ceremony, certify, expiry, lint_files, party
+    from hsmkm.steps import issue as issue_step
+    from hsmkm.store import certificates
+else:
+    (pkilint,) = deferred("hsmkm.pki", "pkilint")
+    ceremony, certify, expiry, lint_files, party = deferred(
+        "hsmkm.steps", "ceremony", "certify", "expiry", "lint_files", "party"
+    )
+    (issue_step,) = deferred("hsmkm.steps", "issue")
+    (certificates,) = deferred("hsmkm.store", "certificates")
 
 app = typer.Typer(help="Certificates, authorities, revocation, trust.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="A folder.")]
@@ -26,7 +32,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Curve = Annotated[str, typer.Option(help="P-384, or P-256 for a PKI whose parties have no keys on P-384.")]
 
 
-def _show(made: Sequence[certify.Made]) -> None:
+def _show(made: Sequence[Made]) -> None:
     rows = [
         {"profile": item.profile, "subject": item.subject, "serial": item.serial or None, "file": item.path}
         for item in made
@@ -50,7 +56,7 @@ def create_root(
         if transcript is None:
             _show([worker.call(certify.create_root, name, curve)])
         else:
-            _show([worker.call(create_root_with_transcript, name, curve, transcript.resolve())])
+            _show([worker.call(ceremony.create_root_with_transcript, name, curve, transcript.resolve())])
 
 
 @app.command()
@@ -95,7 +101,8 @@ def issue(
     The requests PROFILE.csr or TITLE.PROFILE.csr are checked; none is issued if one is wrong.
     """
     with party_worker() as worker:
-        _show(worker.call(issue_without_end if without_end else issue_requests, folder.resolve(), out.resolve()))
+        issuing = issue_step.issue_without_end if without_end else issue_step.issue
+        _show(worker.call(issuing, folder.resolve(), out.resolve()))
 
 
 @app.command()
@@ -163,8 +170,8 @@ def expiring(
     A certificate is due when two thirds of its life are over; lists of revocations count too.
     """
     home = frame().home
-    with open_listing(home) as store, store.read() as tx:
-        found = [*due_certificates(tx, utc_now(), days), *due_lists(home, utc_now(), days)]
+    with party.open_listing(home) as store, store.read() as tx:
+        found = [*expiry.due_certificates(tx, party.utc_now(), days), *expiry.due_lists(home, party.utc_now(), days)]
     rows = [
         {
             "owner": item.owner,
@@ -190,8 +197,8 @@ def lint(
 
     By the rules of our profiles, and by pkilint where it is installed. Exit code 1 for an error.
     """
-    found = lint_files(frame().home, files, issuer or ())
-    if not is_installed():
+    found = lint_files.lint_files(frame().home, files, issuer or ())
+    if not pkilint.is_installed():
         talk("pkilint is not installed: the rules of hsmkm alone were checked")
     rows = [
         {"file": item.file, "subject": item.subject, "linter": item.linter, "finding": item.finding} for item in found
@@ -208,7 +215,7 @@ def list_certificates() -> None:
 
     They are our own, those issued, the parties' and the anchors.
     """
-    with open_listing(frame().home) as store, store.read() as tx:
+    with party.open_listing(frame().home) as store, store.read() as tx:
         found = certificates.listing(tx)
     columns = ("owner", "profile", "source", "state", "not_after", "serial")
     rows = [

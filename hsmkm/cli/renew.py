@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker
 from hsmkm.cli.outcomes import show_outcomes
 from hsmkm.errors import InputError
-from hsmkm.steps.agree import renew_by_agreement
-from hsmkm.steps.party import Party
-from hsmkm.steps.renew import GLOBAL_KEYS, Outcome, failing
-from hsmkm.steps.renew import renew as renew_meters
-from hsmkm.steps.resolve import resolve as resolve_meter
-from hsmkm.steps.resolve import unfinished
+from hsmkm.steps.results import Outcome
 from hsmkm.store.key_set import ROLE_NAMES
 from hsmkm.token.types import KeyRole, MeterRole
+
+if TYPE_CHECKING:
+    from hsmkm.steps import agree
+    from hsmkm.steps import renew as renew_step
+    from hsmkm.steps import resolve as resolve_step
+    from hsmkm.steps.party import Party
+else:
+    agree, renew_step, resolve_step = deferred("hsmkm.steps", "agree", "renew", "resolve")
 
 
 class By(StrEnum):
@@ -29,7 +33,10 @@ class By(StrEnum):
     KEY_AGREEMENT = "key-agreement"
 
 
-BY_DEFAULT: dict[By, tuple[MeterRole, ...]] = {By.KEY_TRANSFER: GLOBAL_KEYS, By.KEY_AGREEMENT: (KeyRole.GUEK,)}
+BY_DEFAULT: dict[By, tuple[MeterRole, ...]] = {
+    By.KEY_TRANSFER: (KeyRole.GUEK, KeyRole.GAK, KeyRole.GBEK),
+    By.KEY_AGREEMENT: (KeyRole.GUEK,),
+}
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
 
 app = typer.Typer()
@@ -74,22 +81,22 @@ def resolve(
     Finds out what the meters hold, and goes on with fresh keys.
     """
     with party_worker() as worker:
-        names = worker.call(unfinished) if every else _names(meters, None)
+        names = worker.call(resolve_step.unfinished) if every else _names(meters, None)
         outcomes = worker.call(_resolve, names, not no_renew)
     show_outcomes(outcomes)
 
 
 def _renew(party: Party, names: list[str], roles: tuple[MeterRole, ...], by: By, prove: bool) -> list[Outcome]:
     if by is By.KEY_AGREEMENT:
-        return renew_by_agreement(party, names, roles, prove_refusal=prove)
-    return renew_meters(party, names, roles, prove_refusal=prove)
+        return agree.renew_by_agreement(party, names, roles, prove_refusal=prove)
+    return renew_step.renew(party, names, roles, prove_refusal=prove)
 
 
 def _resolve(party: Party, names: list[str], go_on: bool) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for name in names:
-        with failing(outcomes, name):
-            outcomes.append(resolve_meter(party, name, go_on=go_on))
+        with renew_step.failing(outcomes, name):
+            outcomes.append(resolve_step.resolve(party, name, go_on=go_on))
     return outcomes
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, show
 from hsmkm.config import ROLES
-from hsmkm.steps.setup import write_home
+
+if TYPE_CHECKING:
+    from hsmkm.steps import setup
+else:
+    (setup,) = deferred("hsmkm.steps", "setup")
 
 app = typer.Typer()
 
@@ -25,5 +30,5 @@ def init(
 
     `hsmkm token init` comes next.
     """
-    settings = write_home(frame().home, name, role, system_title.upper(), tuple(flag or ()), profile)
+    settings = setup.write_home(frame().home, name, role, system_title.upper(), tuple(flag or ()), profile)
     show([{"party": settings.party.name, "role": role, "home": str(settings.home)}], ("party", "role", "home"))

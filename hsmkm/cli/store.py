@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.errors import IntegrityError
-from hsmkm.steps.attest import check_store, upgrade_store
+
+if TYPE_CHECKING:
+    from hsmkm.steps import attest
+else:
+    (attest,) = deferred("hsmkm.steps", "attest")
 
 app = typer.Typer(help="The store: its integrity and its schema.", no_args_is_help=True)
 
@@ -18,7 +25,7 @@ def check() -> None:
     Also looks for keys that are used twice; exit code 6 for problems.
     """
     with party_worker() as worker:
-        problems = worker.call(check_store)
+        problems = worker.call(attest.check_store)
     show(
         [{"table": item.table, "row": item.row, "problem": item.text} for item in problems], ("table", "row", "problem")
     )
@@ -32,5 +39,5 @@ def check() -> None:
 def upgrade() -> None:
     """Bring the store to this program's schema."""
     url = frame().settings().store_url
-    upgrade_store(url)
+    attest.upgrade_store(url)
     show([{"store": url, "result": "up to date"}], ("store", "result"))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
+from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, inherited, show, talk
 from hsmkm.errors import TokenRefusedError
-from hsmkm.steps.setup import examine_token, make_token, open_settings
 from hsmkm.token.workers import Worker
+
+if TYPE_CHECKING:
+    from hsmkm.steps import setup
+else:
+    (setup,) = deferred("hsmkm.steps", "setup")
 
 app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
 
@@ -21,8 +28,8 @@ def init() -> None:
     Where token.uri is set already, that token is used as it is and only the keys are made.
     """
     here = frame()
-    with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
-        made = worker.call(make_token, here.actor)
+    with Worker(setup.open_settings, here.home, inherit=inherited(here.settings())) as worker:
+        made = worker.call(setup.make_token, here.actor)
     show([{"token": made.uri, "key": key} for key in made.keys], ("key", "token"))
 
 
@@ -34,8 +41,8 @@ def doctor() -> None:
     that this kind of token does not have, declared for a value that is in host memory in clear.
     """
     here = frame()
-    with Worker(open_settings, here.home, inherit=inherited(here.settings())) as worker:
-        findings = worker.call(examine_token)
+    with Worker(setup.open_settings, here.home, inherit=inherited(here.settings())) as worker:
+        findings = worker.call(setup.examine_token)
     show(
         [{"check": item.name, "ok": item.verdict, "detail": item.detail} for item in findings],
         ("ok", "check", "detail"),

@@ -40,7 +40,6 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     RECEIPT_SECONDS,
     InDoubtError,
-    Outcome,
     Work,
     add_generation,
     begin_counter,
@@ -52,6 +51,7 @@ from hsmkm.steps.renew import (
     prove_old_refused,
     refuse_unfinished,
 )
+from hsmkm.steps.results import Outcome
 from hsmkm.store import intents, key_sets, key_states, renewals
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey

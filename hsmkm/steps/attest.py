@@ -17,18 +17,19 @@ from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import audit, certificates
 from hsmkm.store.certificates import Source
 from hsmkm.store.check import check
+from hsmkm.store.problem import Problem
 from hsmkm.store.store import Store
 
 MAX_CHECKPOINT = 1 << 20
 
 
-def check_store(party: Party) -> list[audit.Problem]:
+def check_store(party: Party) -> list[Problem]:
     """Name every row that is not as it was written."""
     with party.store.read() as tx:
         return list(check(tx))
 
 
-def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[audit.Problem]:
+def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[Problem]:
     """Name the first audit record that does not fit, every checkpoint that does not, and rows whose MAC does not."""
     with party.store.read() as tx:
         problems = audit.verify(tx)

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkm.errors import RefusedError
 from hsmkm.pki.certificates import fingerprint, public_key, read_certificates, replace_file
-from hsmkm.steps.certify import Made, create_root
+from hsmkm.steps.certify import create_root
 from hsmkm.steps.issuances import key_digest
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Made
 
 LABEL = "ca:root"
 PACKAGES = ("hsmkm", "cryptography", "python-pkcs11", "cffi", "asn1crypto", "SQLAlchemy")

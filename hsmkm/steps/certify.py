@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,22 +36,13 @@ from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.issuances import record_planned
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Made
 from hsmkm.store import certificates
 from hsmkm.store.certificates import CertificateRecord, Source
 from hsmkm.store.store import Transaction
 from hsmkm.token.signer import TokenSigner
 
 AUTHORITY_PROFILES = ("root", "issuing", "package-issuing")
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A certificate or list that was written: its profile, subject and file."""
-
-    profile: str
-    subject: str
-    path: Path
-    serial: str = ""
 
 
 def create_root(party: Party, name: str, curve: str) -> Made:

@@ -21,11 +21,12 @@ from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import HsmkmError, IntegrityError, ProtocolError, RefusedError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError
-from hsmkm.steps.communicate import Conversation, Reading, associated, conversation, find_meter
+from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter
 from hsmkm.steps.credentials import Pair, proves_keys
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.receive import put_in_force
 from hsmkm.steps.renew import meter_answers
+from hsmkm.steps.results import Reading
 from hsmkm.steps.stages import plan
 from hsmkm.store import intents, key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState

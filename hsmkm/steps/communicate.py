@@ -19,7 +19,6 @@ from pathlib import Path
 from hsmkm.config import load_model
 from hsmkm.dlms.agreement import AlgorithmIds
 from hsmkm.dlms.association import Association
-from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.channel import Form, Traffic
 from hsmkm.dlms.general_keys import KeyChoice
 from hsmkm.dlms.settings import AssociationSettings
@@ -32,6 +31,7 @@ from hsmkm.meter_model import MeterModel
 from hsmkm.steps.credentials import Credentials, Pair, credentials, policy_of, proves_keys
 from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general_keys
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Reading
 from hsmkm.steps.suspicions import refusals_recorded
 from hsmkm.store import counters, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
@@ -81,14 +81,6 @@ class Conversation:
     def ref(self, generation: int) -> KeySetRef:
         """Name a generation of this association's key sets."""
         return KeySetRef(self.meter.system_title, self.setup, self.client, generation)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One attribute as the meter gave it."""
-
-    attribute: AttributeRef
-    data: Data
 
 
 def find_meter(party: Party, name: str) -> Meter:

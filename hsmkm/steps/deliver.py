@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Sent
 from hsmkm.store import holders, key_sets, meters, models, packages, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.meter import Meter
@@ -47,17 +48,6 @@ SENT = "sent"
 ACCEPTED = "accepted"
 REFUSED = "refused"
 PARTIAL = ".partial"
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A package on its way: its id, purpose, recipient, file, and how many meters it speaks of."""
-
-    id: str
-    purpose: str
-    recipient: str
-    path: Path
-    meters: int
 
 
 def signatory(party: Party, curve: str = P256) -> Signatory:

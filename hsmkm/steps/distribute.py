@@ -16,8 +16,9 @@ from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.packages.send import outgoing
 from hsmkm.steps.communicate import Conversation
-from hsmkm.steps.deliver import ACCEPTED, SENT, Sent, send, sent_of
+from hsmkm.steps.deliver import ACCEPTED, SENT, send, sent_of
 from hsmkm.steps.party import Party
+from hsmkm.steps.results import Sent
 from hsmkm.store import holders, intents, packages, parties
 from hsmkm.store.intents import Intent
 from hsmkm.store.key_set import KeySet, KeyState

@@ -41,23 +41,13 @@ from hsmkm.steps.meter_certificates import (
     keep_meter_certificate,
 )
 from hsmkm.steps.party import Party
+from hsmkm.steps.results import Enrolled
 from hsmkm.store import certificates, intents
 from hsmkm.store.certificates import CertificateState
 
 KEY_PAIR, IMPORT, REMOVE = "meter-key-pair", "meter-import-certificate", "meter-remove-certificate"
 TYPES = dict(zip(METER_PROFILES, CertificateType, strict=False))
 _REQUESTED = "requested "
-
-
-@dataclass(frozen=True, slots=True)
-class Enrolled:
-    """A request that was written, or a certificate that the meter holds or gave up."""
-
-    meter: str
-    profile: str
-    state: str
-    path: Path | None = None
-    serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)

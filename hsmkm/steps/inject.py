@@ -16,7 +16,6 @@ from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
-    Outcome,
     Work,
     begin_counter,
     carry_out,
@@ -27,6 +26,7 @@ from hsmkm.steps.renew import (
     start,
     was_sent,
 )
+from hsmkm.steps.results import Outcome
 from hsmkm.steps.stages import with_probe
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState

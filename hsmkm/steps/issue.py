@@ -25,9 +25,10 @@ from hsmkm.pki.lint import Linted
 from hsmkm.pki.profiles import may_certify
 from hsmkm.pki.requests import CheckedRequest, check_request
 from hsmkm.pki.slots import P384, Slot, curve_of, slot
-from hsmkm.steps.certify import Made, entry, open_authority, own_chain
+from hsmkm.steps.certify import entry, open_authority, own_chain
 from hsmkm.steps.issuances import claim_older, key_digest, record_planned
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Made
 from hsmkm.store import certificates, certified_keys, intents
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.certificates import CertificateState, Source

@@ -21,9 +21,10 @@ from hsmkm.packages.send import seal_package
 from hsmkm.pki.slots import curve_for
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.credentials import new_key, secret_roles
-from hsmkm.steps.deliver import Sent, header_for, outbox, recipient, record, signatory
+from hsmkm.steps.deliver import header_for, outbox, recipient, record, signatory
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
+from hsmkm.steps.results import Provisioned, Sent
 from hsmkm.store import key_sets, meters, orders
 from hsmkm.store.key_set import IDENTITY_OCTETS, KeySet, KeySetRef, KeyState, StoredKey
 from hsmkm.store.meter import Meter
@@ -34,16 +35,6 @@ from hsmkm.token.types import KeyRole, MeterRole
 
 FIRST_GENERATION = 1
 GLOBAL_KEYS = (KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
-
-
-@dataclass(frozen=True, slots=True)
-class Provisioned:
-    """What an order came to: its id, the number of its meters, and its injection packages."""
-
-    order: str
-    meters: int
-    packages: tuple[Path, ...]
-    already: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography import x509
@@ -33,6 +33,7 @@ from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
 from hsmkm.steps.meter_certificates import check_meter_certificate, keep_meter_certificate, profile_of
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.results import Taken
 from hsmkm.store import key_sets, key_states, meters, packages
 from hsmkm.store.key_set import KeySetRef, KeyState
 from hsmkm.store.packages import Direction, PackageRecord
@@ -44,19 +45,6 @@ MAX_PACKAGE = 128 * 1024 * 1024
 
 _Certified = tuple[x509.Certificate, str, str]
 """A meter's certificate with its title and profile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A package that is in our store, with its receipt."""
-
-    id: str
-    purpose: str
-    sender: str
-    meters: int
-    receipt: bytes
-    path: Path
-    replayed: bool
 
 
 def read_package(path: Path) -> bytes:

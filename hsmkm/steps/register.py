@@ -15,7 +15,8 @@ from hsmkm.steps.communicate import Conversation, associated, conversation, find
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.distribute import Given, await_receipts, distribute
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, Outcome, failing, refuse_unfinished, renew
+from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, failing, refuse_unfinished, renew
+from hsmkm.steps.results import Outcome
 from hsmkm.store import key_sets, key_states, meters, parties
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter

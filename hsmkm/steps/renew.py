@@ -50,6 +50,7 @@ from hsmkm.steps.communicate import (
 from hsmkm.steps.credentials import Pair, new_key, open_key, secret_roles
 from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
 from hsmkm.steps.party import Party
+from hsmkm.steps.results import Outcome
 from hsmkm.steps.secret_change import secret_request
 from hsmkm.steps.stages import Stage, plan, with_probe
 from hsmkm.store import counters, intents, key_sets, key_states, renewals
@@ -79,17 +80,6 @@ SLICE = 100
 
 class InDoubtError(PartlyDoneError):
     """What a meter holds is not known; nothing is lost, and `resolve` finds out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a piece of work on one meter ended."""
-
-    system_title: str
-    state: str
-    generation: int
-    detail: str
-    error: HsmkmError | None = None
 
 
 @dataclass(slots=True)

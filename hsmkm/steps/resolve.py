@@ -29,7 +29,6 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
     RECEIPT_SECONDS,
-    Outcome,
     Work,
     add_generation,
     carried,
@@ -43,6 +42,7 @@ from hsmkm.steps.renew import (
     switch,
     transfer_payload,
 )
+from hsmkm.steps.results import Outcome
 from hsmkm.steps.stages import with_probe
 from hsmkm.steps.way_back import settle
 from hsmkm.store import intents, key_sets, renewals

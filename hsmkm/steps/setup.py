@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from hsmkm.config import SETTINGS_FILE, Settings, load_settings
@@ -13,6 +12,7 @@ from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki.certificates import replace_file
 from hsmkm.pki.slots import slots_for
 from hsmkm.steps.party import token_settings
+from hsmkm.steps.results import TokenMade
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, declared, examine
 from hsmkm.token.profile import derives_on_host, load_profile
@@ -74,14 +74,6 @@ file_octets = 16777216        # then it is renamed, and
 files = 8                     # so many older ones are kept
 """,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TokenMade:
-    """What `hsmkm token init` made: the token's address, and the labels of its keys."""
-
-    uri: str
-    keys: tuple[str, ...]
 
 
 def write_home(

@@ -27,7 +27,6 @@ from hsmkm.steps.communicate import associated
 from hsmkm.steps.credentials import Pair, new_key
 from hsmkm.steps.renew import (
     KEY_TRANSFER,
-    Outcome,
     Work,
     add_generation,
     begin_counter,
@@ -37,6 +36,7 @@ from hsmkm.steps.renew import (
     meter_answers,
     transfer_payload,
 )
+from hsmkm.steps.results import Outcome
 from hsmkm.store import intents, renewals
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey

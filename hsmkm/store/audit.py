@@ -15,22 +15,11 @@ from sqlalchemy import func, select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store.canonical import canonical_json
+from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as table
 from hsmkm.store.store import FIRST_PREVIOUS, StoredRow, Transaction, record_hash
 
 PAGE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A row that is not as it was written: its table, its key for people, and what does not fit."""
-
-    table: str
-    row: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.table} {self.row}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from hsmkm.store import (
     parties,
     transactions,
 )
-from hsmkm.store.audit import Problem
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
+from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as audit_table
 from hsmkm.store.schema import key_sets
 from hsmkm.store.schema import key_states as states

@@ -15,8 +15,9 @@ from hsmkm.errors import HsmkmError, PartlyDoneError, ProtocolError, RefusedErro
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
-from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS, InDoubtError, Outcome, renew
+from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS, InDoubtError, renew
 from hsmkm.steps.resolve import resolve
+from hsmkm.steps.results import Outcome
 from hsmkm.token.types import KeyRole
 from tests.interop.meter_relay import Dropped, relaying
 from tests.interop.station import INJECTED, NEW, Station, stranger

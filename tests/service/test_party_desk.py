@@ -15,8 +15,9 @@ from hsmkm.packages.content import Purpose
 from hsmkm.packages.send import outgoing
 from hsmkm.service.party_desk import PartyDesk
 from hsmkm.steps.communicate import find_meter
-from hsmkm.steps.deliver import Sent, send
+from hsmkm.steps.deliver import send
 from hsmkm.steps.party import Party
+from hsmkm.steps.results import Sent
 from hsmkm.store import key_sets
 from hsmkm.store.key_set import KeyState
 from hsmkm.token.standing import StandingWorker

@@ -14,11 +14,12 @@ from hsmkm.packages.receive import PackageRefusedError, inspect_package
 from hsmkm.packages.transport import issuer_and_serial, parse_recipient_info
 from hsmkm.pki.certificates import public_key, read_certificates
 from hsmkm.pki.slots import P256, P384, Slot, curve_of
-from hsmkm.steps.deliver import Sent, accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt, export
 from hsmkm.steps.party import Party
-from hsmkm.steps.provision import Provisioned, provision
+from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive, receive_file, receive_or_refuse
 from hsmkm.steps.renew import ALL_KEYS, renew
+from hsmkm.steps.results import Provisioned, Sent
 from hsmkm.store import key_sets
 from tests.field import deliver_meters, energy, open_field, state_path
 from tests.forge import certified, forge

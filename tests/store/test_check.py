@@ -26,6 +26,7 @@ from hsmkm.store import (
 from hsmkm.store.certificates import CertificateRecord, Issuance, Source
 from hsmkm.store.key_set import KeyState, StoredKey
 from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.store.problem import Problem
 from hsmkm.store.store import Store
 from hsmkm.token.types import KeyRole
 
@@ -83,7 +84,7 @@ def altered(value: Any) -> object:  # noqa: ANN401 - whatever a column holds
     return value + (1 if isinstance(value, int) else "x")
 
 
-def problems(store: Store) -> list[audit.Problem]:
+def problems(store: Store) -> list[Problem]:
     with store.read() as tx:
         return list(check.check(tx))
 

@@ -1,0 +1,98 @@
+"""What the steps tell whoever asked: plain values, which a process without a token takes from its worker.
+
+Nothing heavy is imported here, so that a command that only shows results starts fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hsmkm.errors import HsmkmError
+
+if TYPE_CHECKING:
+    from hsmkm.dlms.axdr import Data
+    from hsmkm.dlms.types import AttributeRef
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMade:
+    """What `hsmkm token init` made: the token's address, and the labels of its keys."""
+
+    uri: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A certificate or list that was written: its profile, subject and file."""
+
+    profile: str
+    subject: str
+    path: Path
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """What an order came to: its id, the number of its meters, and its injection packages."""
+
+    order: str
+    meters: int
+    packages: tuple[Path, ...]
+    already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A package on its way: its id, purpose, recipient, file, and how many meters it speaks of."""
+
+    id: str
+    purpose: str
+    recipient: str
+    path: Path
+    meters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A package that is in our store, with its receipt."""
+
+    id: str
+    purpose: str
+    sender: str
+    meters: int
+    receipt: bytes
+    path: Path
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A request that was written, or a certificate that the meter holds or gave up."""
+
+    meter: str
+    profile: str
+    state: str
+    path: Path | None = None
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a piece of work on one meter ended."""
+
+    system_title: str
+    state: str
+    generation: int
+    detail: str
+    error: HsmkmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One attribute as the meter gave it."""
+
+    attribute: AttributeRef
+    data: Data
