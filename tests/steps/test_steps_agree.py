@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import pytest
 
+from hsmkm.config import load_settings
 from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds
 from hsmkm.dlms.types import KeyId, Mechanism
 from hsmkm.errors import PartlyDoneError, PolicyError, RefusedError
@@ -223,3 +225,18 @@ def test_the_policy_forbids_a_derivation_on_the_host_before_anything_is_sent(rea
         with party.store.read() as tx:
             assert len(renewals.listing(tx, bytes.fromhex(TITLE))) == 1
     assert line.state.keys[KeyId.GUEK] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", [1, 2])
+def test_a_token_that_derives_by_itself_agrees_where_the_policy_forbids_the_host(
+    realm_on_nss: Callable[..., Realm], suite: int
+) -> None:
+    realm = realm_on_nss("factory")
+    assert not load_settings(realm.home("factory")).policy.kdf_on_host
+    line = injected(realm, suite)
+    with line.meter(MeterSettings(algorithms=AlgorithmIds(GBCS_PREFIX))) as address, realm.open("factory") as party:
+        moved(party, address)
+        (outcome,) = renew_by_agreement(party, [TITLE], prove_refusal=True)
+        assert (outcome.state, outcome.generation) == ("active", 3)
+        assert energy(party) == 123_456
