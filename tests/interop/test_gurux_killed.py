@@ -13,7 +13,7 @@ import pytest
 
 from tests.interop.meter_relay import Dropped, Relay, relaying
 from tests.interop.station import INJECTED, NEW, Station
-from tests.realm import ACTOR, HSMKM
+from tests.realm import ACTOR, HSMKM, Realm
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +45,9 @@ def held_back(port: int) -> Iterator[tuple[Relay, Held]]:
             held.dropped.set()
 
 
-def killed_at_transfer(station: Station, held: Held, whole_group: bool, *arguments: str) -> None:  # noqa: FBT001 - a test's parameter
+def killed_at_transfer(realm: Realm, held: Held, whole_group: bool, *arguments: str) -> None:  # noqa: FBT001 - a test's parameter
     """Run a command and kill it, or it and its worker, when the answer to its key transfer is on its way."""
-    command = [str(HSMKM), "--home", str(station.realm.home("factory")), "--actor", ACTOR, *arguments]
+    command = [str(HSMKM), "--home", str(realm.home("factory")), "--actor", ACTOR, *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
         assert held.arrived.wait(SECONDS)
         if whole_group:
@@ -67,7 +67,7 @@ def test_a_renewal_killed_after_its_key_transfer_is_resolved_right_afterwards(
         with station.realm.open("factory") as party:
             station.moved(party, INJECTED, relay.port)
         before = station.state_file(INJECTED).read_bytes()
-        killed_at_transfer(station, held, whole_group, "renew", INJECTED)
+        killed_at_transfer(station.realm, held, whole_group, "renew", INJECTED)
         (shown,) = [row for row in station.realm.rows("factory", "meter", "show", INJECTED) if row["state"] == "sent"]
         assert shown["kind"] == "renewal"
         (done,) = station.realm.rows("factory", "resolve", INJECTED)
@@ -79,7 +79,7 @@ def test_a_renewal_killed_after_its_key_transfer_is_resolved_right_afterwards(
 
 def test_an_injection_killed_after_its_key_transfer_is_resolved_right_afterwards(station: Station) -> None:
     with held_back(station.start(NEW)) as (relay, held):
-        killed_at_transfer(station, held, False, "meter", "inject", NEW, "--address", f"127.0.0.1:{relay.port}")
+        killed_at_transfer(station.realm, held, False, "meter", "inject", NEW, "--address", f"127.0.0.1:{relay.port}")
         (done,) = station.realm.rows("factory", "resolve", "--all")
         assert done["state"] == "active"
         with station.realm.open("factory") as party:
