@@ -170,7 +170,7 @@ def _exchange(work: Work, client: Client, terms: Terms) -> list[KeySet]:
         share = PublicShare.sign(terms.suite, KeyId.GUEK, pair.point, terms.signer)
         intent = _begin(work)
         answer = client.action(_method(work.speaking.model), agreement.encode_key_agreement([share]))
-        theirs = _their_share(answer, terms)
+        theirs = _their_share(answer, terms, pair.point)
         return _keep(work, intent, [_derive(work.party, pair, theirs, info) for info in terms.infos])
 
 
@@ -182,14 +182,16 @@ def _begin(work: Work) -> int:
         return intents.open(tx, place.system_title, KEY_AGREEMENT, {"renewal": work.renewal.id, "from": above})
 
 
-def _their_share(answer: Data | None, terms: Terms) -> PublicShare:
-    """Read the meter's point; ProtocolError where it is not for our key, IntegrityError where its signature fails."""
+def _their_share(answer: Data | None, terms: Terms, own_point: bytes) -> PublicShare:
+    """Read the meter's point; ProtocolError where it is not for our key, IntegrityError where it is not the meter's."""
     if answer is None:
         raise ProtocolError("the meter answered key_agreement without its own point")
     (theirs, *rest) = agreement.decode_key_agreement(terms.suite, answer)
     if rest or theirs.key_id is not KeyId.GUEK:
         raise ProtocolError("the meter's answer to key_agreement is for another key")
     theirs.check(terms.suite, terms.verifier)
+    if theirs.point == own_point:
+        raise IntegrityError("the meter answered key_agreement with our own point")
     return theirs
 
 

@@ -8,11 +8,25 @@ from collections.abc import Callable
 import pytest
 
 from hsmkm.config import load_settings
-from hsmkm.dlms.agreement import GBCS_PREFIX, AlgorithmIds
-from hsmkm.dlms.types import KeyId, Mechanism
+from hsmkm.dlms import axdr
+from hsmkm.dlms.agreement import (
+    GBCS_PREFIX,
+    AlgorithmIds,
+    PublicShare,
+    decode_key_agreement,
+    encode_key_agreement,
+)
+from hsmkm.dlms.axdr import Data
+from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import PartlyDoneError, PolicyError, RefusedError
 from hsmkm.simulator.behaviour import Activation, DroppedError, Fault, MeterSettings
+from hsmkm.simulator.key_pairs import SoftwareSigner, generate, point_of
+from hsmkm.simulator.meter import Meter
+from hsmkm.simulator.security_setup import Outcome as Answer
+from hsmkm.simulator.security_setup import SecuritySetup
+from hsmkm.simulator.server import serving
 from hsmkm.steps.agree import renew_by_agreement
+from hsmkm.steps.attest import check_store
 from hsmkm.steps.communicate import read
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
@@ -21,9 +35,10 @@ from hsmkm.steps.resolve import resolve
 from hsmkm.store import renewals
 from hsmkm.token.types import KeyRole
 from tests.field import ENERGY, key_states
-from tests.mechanisms import TITLE, Line, moved, set_up
+from tests.mechanisms import SIGNATURE, TITLE, Line, moved, set_up
 from tests.realm import Realm
 
+SUITE_1 = SecuritySuite.SUITE_1
 WAY_BACK = "[key_agreement]\nway_back = true\n"
 
 
@@ -69,6 +84,7 @@ def test_the_other_algorithm_id_is_tried_where_the_models_own_does_not_associate
         assert key_states(party, 1) == [(1, "deactivated"), (3, "active")]
         with party.store.read() as tx:
             assert renewals.listing(tx, bytes.fromhex(TITLE))[-1].to_generation == 3
+        assert list(check_store(party)) == []
 
 
 @pytest.mark.parametrize("suite", [1, 2])
@@ -180,6 +196,52 @@ def test_a_meter_that_did_not_take_the_key_agrees_on_another(realm: Realm, fault
             found = renewals.listing(tx, bytes.fromhex(TITLE))
         assert [item.state.value for item in found][-2:] == ["abandoned", "active"]
     assert line.state.keys[KeyId.GUEK] != before
+
+
+class Liar(SecuritySetup):
+    """A Security Setup whose key_agreement answers whatever a test says, and changes nothing."""
+
+    answer: Callable[[PublicShare, SoftwareSigner], Data | None]
+
+    def _agree(self, data: Data, _client: SystemTitle) -> Answer:
+        (share,) = decode_key_agreement(self._state.suite, data)
+        return Answer(data=self.answer(share, SoftwareSigner(self._state.key_pairs[SIGNATURE])))
+
+
+def signed(key_id: KeyId, point: bytes, signer: SoftwareSigner) -> Data:
+    return encode_key_agreement([PublicShare.sign(SUITE_1, key_id, point, signer)])
+
+
+def fresh_point() -> bytes:
+    return point_of(generate(SUITE_1).public_key())
+
+
+LIES: dict[str, tuple[Callable[[PublicShare, SoftwareSigner], Data | None], str]] = {
+    "nothing": (lambda _share, _signer: None, "without its own point"),
+    "another type": (lambda _share, _signer: axdr.enum(0), ""),
+    "our own point": (lambda share, signer: signed(KeyId.GUEK, share.point, signer), "our own point"),
+    "our own share": (lambda share, _signer: encode_key_agreement([share]), ""),
+    "another key_id": (lambda _share, signer: signed(KeyId.GAK, fresh_point(), signer), "for another key"),
+    "another signer": (
+        lambda _share, _signer: signed(KeyId.GUEK, fresh_point(), SoftwareSigner(generate(SUITE_1))),
+        "",
+    ),
+}
+
+
+def test_an_answer_that_is_not_the_meters_is_not_believed_and_nothing_kept_of_it(realm: Realm) -> None:
+    line = injected(realm, 1)
+    meter = Meter(line.state)
+    liar = meter.security_setup = Liar(line.state, meter.settings, meter.activate, meter.changed)
+    with serving([meter]) as (port,), realm.open("factory") as party:
+        moved(party, f"127.0.0.1:{port}")
+        for name, (lie, reason) in LIES.items():
+            liar.answer = lie
+            (outcome,) = renew_by_agreement(party, [TITLE])
+            assert (outcome.state, type(outcome.error)) == ("unknown", InDoubtError), name
+            assert reason in outcome.detail, name
+            assert resolve(party, TITLE, go_on=False).state == "abandoned", name
+            assert key_states(party, 1) == [(1, "active")]
 
 
 def test_a_half_done_agreement_is_a_whole_one_because_each_call_has_one_key(realm: Realm) -> None:
