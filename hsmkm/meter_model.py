@@ -165,6 +165,20 @@ class KeyAgreementModel:
 
 
 @dataclass(frozen=True, slots=True)
+class EnrolmentModel:
+    """How an association is proved while the meter has no certificates yet: at injection, and when it is enrolled.
+
+    `mechanism` 5 rests on the keys that the meter comes with, or was given; 0 is the model's own mechanism.
+    """
+
+    mechanism: int = 0
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        return [] if self.mechanism in (0, GMAC) else [("mechanism", "must be 5, or 0 for that of authentication")]
+
+
+@dataclass(frozen=True, slots=True)
 class MeterModel:
     """What must be known of a meter model to key one association of its meters, from `models/NAME.toml`.
 
@@ -182,6 +196,7 @@ class MeterModel:
     counter: CounterModel = field(default_factory=CounterModel)
     key_transfer: KeyTransferModel = field(default_factory=KeyTransferModel)
     key_agreement: KeyAgreementModel = field(default_factory=KeyAgreementModel)
+    enrolment: EnrolmentModel = field(default_factory=EnrolmentModel)
     others: tuple[MeterModel, ...] = ()
 
     def __post_init__(self) -> None:
@@ -197,6 +212,18 @@ class MeterModel:
     def place(self) -> tuple[int, int]:
         """The number of the Security Setup and the client's SAP, by which key sets of one meter are told apart."""
         return self.security_setup.number, self.addressing.client_sap
+
+    @property
+    def enrolling(self) -> MeterModel:
+        """This association as it is spoken without certificates: no mechanism, signature or agreed key takes one."""
+        if not self.enrolment.mechanism:
+            return self
+        policy = self.protection.policy
+        return replace(
+            self,
+            authentication=replace(self.authentication, mechanism=self.enrolment.mechanism),
+            protection=replace(self.protection, policy=policy and policy & ~SIGNATURE_BITS, key=IDENTIFIED),
+        )
 
     def association(self, name: str = "") -> MeterModel:
         """Give one association by its name, or the first; InputError where the model has no such association."""

@@ -137,6 +137,16 @@ def remove_certificate(
         _show_enrolled(worker.call(enrol_step.remove_certificate, meter, profile))
 
 
+@app.command()
+def introduce(meter: Annotated[str, typer.Argument(help="System title or serial number.")]) -> None:
+    """Give a meter our own certificates.
+
+    It knows by them what we sign and agree on; whoever enrols a meter is known to it already.
+    """
+    with party_worker() as worker:
+        _show_enrolled(worker.call(enrol_step.introduce, meter))
+
+
 def _show_enrolled(done: Sequence[Enrolled]) -> None:
     columns = ("meter", "profile", "state", "serial", "file")
     rows = [

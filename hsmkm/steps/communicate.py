@@ -90,12 +90,16 @@ def find_meter(party: Party, name: str) -> Meter:
 
 
 @contextmanager
-def conversation(party: Party, meter: Meter, association: str = "") -> Iterator[Conversation]:
+def conversation(
+    party: Party, meter: Meter, association: str = "", *, enrolling: bool = False
+) -> Iterator[Conversation]:
     """Take the meter's lease for one piece of work in an association of its model, by name or the first.
 
+    `enrolling`: as the model says that a meter without certificates is spoken to; only where it may have none.
     Raises RefusedError while another process holds the lease, InputError where there is no such association.
     """
     model = load_model(meter.model, party.home).association(association)
+    model = model.enrolling if enrolling else model
     with party.store.count() as tx:
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
     try:

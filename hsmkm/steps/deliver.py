@@ -188,7 +188,7 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
             if isinstance(item, str):
                 reasons.append(item)
             else:
-                content.append(_with_certificates(tx, trust, outgoing(meter, *item)))
+                content.append(with_certificates(tx, trust, outgoing(meter, *item)))
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
     if not content:
@@ -196,7 +196,7 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     return send(party, kind, to, content)
 
 
-def _with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Outgoing:
+def with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Outgoing:
     """Give a meter's certificates along with it, where it is of a suite that has them."""
     entry = item.entry
     if entry.suite == 0:

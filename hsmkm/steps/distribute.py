@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.packages.send import outgoing
+from hsmkm.steps.certify import trust_of
 from hsmkm.steps.communicate import Conversation
-from hsmkm.steps.deliver import ACCEPTED, SENT, send, sent_of
+from hsmkm.steps.deliver import ACCEPTED, SENT, send, sent_of, with_certificates
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Sent
 from hsmkm.store import holders, intents, packages, parties
@@ -51,6 +52,8 @@ def distribute(party: Party, given: Sequence[Given], state: KeyState) -> list[Se
         waiting |= {item.id: sent_of(party, item) for item in before if item.state == SENT}
         with_keys = kind == CLIENT and not before
         item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, revision=GIVEN)
+        with party.store.read() as tx:
+            item = with_certificates(tx, trust_of(party), item) if with_keys else item
         content[speaking.meter.concentrator or ""].append(item)
     return [*waiting.values(), *(send(party, Purpose.DISTRIBUTION, name, items) for name, items in content.items())]
 

@@ -2,10 +2,11 @@
 
     generate_key_pair -> generate_certificate_request -> issued -> import_certificate -> export_certificate
 
-The meter makes its keys; what leaves it are requests. Which key it last asked for is kept, so that no certificate of
-another key is sent into it. A certificate is checked as whoever relies on it would before it is sent, and read back
-before it is recorded. Each act is an intent before its first octet: after a crash it is known which came to no end. A
-meter that has certificates is enrolled again in the same way, and the new ones replace them.
+It is spoken to as the model says that a meter without certificates is. The meter makes its keys; what leaves it are
+requests. Which key it last asked for is kept, so that no certificate of another key is sent into it. A certificate is
+checked as whoever relies on it would before it is sent, and read back before it is recorded. Each act is an intent
+before its first octet: after a crash it is known which came to no end. A meter that has certificates is enrolled again
+in the same way, and the new ones replace them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from hsmkm.errors import HsmkmError, InputError, IntegrityError, ProtocolError, 
 from hsmkm.link.client import Client
 from hsmkm.pki.certificates import fingerprint, public_key, read_certificates, replace_file
 from hsmkm.pki.requests import CheckedRequest, check_request
-from hsmkm.pki.slots import curve_for, curve_of
-from hsmkm.steps.certify import trust_of
+from hsmkm.pki.slots import Slot, curve_for, curve_of
+from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.communicate import Conversation, active_key_set, associated, conversation, find_meter
 from hsmkm.steps.credentials import Pair, policy_of
 from hsmkm.steps.issuances import key_digest
@@ -47,6 +48,7 @@ from hsmkm.store.certificates import CertificateState
 
 KEY_PAIR, IMPORT, REMOVE = "meter-key-pair", "meter-import-certificate", "meter-remove-certificate"
 TYPES = dict(zip(METER_PROFILES, CertificateType, strict=False))
+CLIENT_PROFILES = ("digital-signature", "key-agreement")
 _REQUESTED = "requested "
 
 
@@ -97,7 +99,7 @@ def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]
     """Put what the authority issued (`TITLE.PROFILE.pem`) into the meter, all of it checked before any is sent.
 
     RefusedError tells everything that is wrong with each. A meter lacks the certificate of the issuing authority at
-    first: it is sent before the others.
+    first: it is sent before the others, and our own after them, by which it knows us.
     """
     meter = find_meter(party, name)
     issued = [_read_issued(party, path, profile) for profile, path in _files(folder, meter.title)]
@@ -107,7 +109,7 @@ def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]
         raise RefusedError(f"nothing is imported into meter {meter.title}", reasons, hint="nothing was sent")
     done: list[Enrolled] = []
     with _speaking(party, name) as (speaking, client):
-        _import_authorities(speaking, client, issued)
+        _import_missing(speaking, client, [("issuing", one) for item in issued for one in item.authorities])
         for one in issued:
             with _noted(speaking, IMPORT, one.profile, fingerprint(one.leaf).hex()) as outcome:
                 client.action(_method(speaking, Method.IMPORT_CERTIFICATE), _octets(one.leaf))
@@ -116,7 +118,20 @@ def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]
             with party.store.begin("meter-certificate", meter.title, {"profile": one.profile}) as tx:
                 keep_meter_certificate(tx, one.leaf, meter.title, one.profile)
             done.append(Enrolled(meter.title, one.profile, "imported", None, f"{one.leaf.serial_number:X}"))
+        _import_missing(speaking, client, _ours(speaking))
     return done
+
+
+def introduce(party: Party, name: str) -> list[Enrolled]:
+    """Put our own certificates into a meter that lacks them: what we sign and agree on it knows by them.
+
+    The party that enrols a meter does so by itself; whoever comes to speak with it later has to.
+    """
+    with _speaking(party, name) as (speaking, client):
+        sent = _import_missing(speaking, client, _ours(speaking))
+        return [
+            Enrolled(speaking.meter.title, label, "imported", None, f"{one.serial_number:X}") for label, one in sent
+        ]
 
 
 def remove_certificate(party: Party, name: str, profile: str) -> list[Enrolled]:
@@ -138,7 +153,7 @@ def remove_certificate(party: Party, name: str, profile: str) -> list[Enrolled]:
 @contextmanager
 def _speaking(party: Party, name: str) -> Iterator[tuple[Conversation, Client]]:
     """Associate under the active keys, everything authenticated and encrypted; RefusedError where that cannot be."""
-    with conversation(party, find_meter(party, name)) as speaking:
+    with conversation(party, find_meter(party, name), enrolling=True) as speaking:
         model, key_set = speaking.model, active_key_set(party, speaking.meter, speaking.model)
         if key_set.suite == 0 or model.security_setup.version == 0:
             raise RefusedError(
@@ -213,15 +228,31 @@ def _import_reasons(speaking: Conversation, one: _Issued) -> Iterator[str]:
         yield from (f"{one.profile}: {reason}" for reason in reasons or (error.message,))
 
 
-def _import_authorities(speaking: Conversation, client: Client, issued: Sequence[_Issued]) -> None:
-    """Send the authorities that the meter does not list; it verifies what they issued under its own anchors."""
+def _ours(speaking: Conversation) -> list[tuple[str, x509.Certificate]]:
+    """List our certificates on the curve of the meter's suite, their authorities below the root first."""
+    anchors = trust_of(speaking.party).anchors
+    found: list[tuple[str, x509.Certificate]] = []
+    for profile in CLIENT_PROFILES:
+        leaf, *chain = own_chain(speaking.party, Slot(profile, curve_for((speaking.meter.suite,))).name)
+        found += [("issuing", one) for one in reversed(chain) if one not in anchors]
+        found.append((f"our {profile}", leaf))
+    return found
+
+
+def _import_missing(
+    speaking: Conversation, client: Client, wanted: Sequence[tuple[str, x509.Certificate]]
+) -> list[tuple[str, x509.Certificate]]:
+    """Send the certificates that the meter does not list; it verifies them under its own anchors."""
+    sent: list[tuple[str, x509.Certificate]] = []
     answer = client.get(AttributeRef(security_setup.CLASS_ID, _logical_name(speaking), Attribute.CERTIFICATES))
     held = {(int.from_bytes(info.serial), info.subject) for info in dlms_certificates.decode_certificates(answer)}
-    for authority in dict.fromkeys(one for item in issued for one in item.authorities):
-        if (authority.serial_number, authority.subject.public_bytes()) not in held:
-            with _noted(speaking, IMPORT, "issuing", fingerprint(authority).hex()) as outcome:
-                client.action(_method(speaking, Method.IMPORT_CERTIFICATE), _octets(authority))
+    for label, one in dict.fromkeys(wanted):
+        if (one.serial_number, one.subject.public_bytes()) not in held:
+            with _noted(speaking, IMPORT, label, fingerprint(one).hex()) as outcome:
+                client.action(_method(speaking, Method.IMPORT_CERTIFICATE), _octets(one))
                 outcome.append("imported")
+            sent.append((label, one))
+    return sent
 
 
 def _verify(speaking: Conversation, client: Client, one: _Issued) -> None:

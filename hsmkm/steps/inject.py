@@ -48,7 +48,7 @@ def inject(party: Party, name: str, address: str) -> Outcome:
     A meter that was injected before is left as it is.
     """
     meter = _at(party, find_meter(party, name), address)
-    with conversation(party, meter) as speaking:
+    with conversation(party, meter, enrolling=True) as speaking:
         refuse_unfinished(speaking)
         newest, state = _newest(speaking)
         roles = with_probe(speaking.model, (*ALL_KEYS, *secret_roles(speaking.model)))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from cryptography import x509
 
 from hsmkm.errors import RefusedError
-from hsmkm.pki.certificates import parse_certificate, public_key
+from hsmkm.pki.certificates import fingerprint, parse_certificate, public_key
 from hsmkm.pki.profiles import PROFILES
 from hsmkm.pki.slots import curve_for, curve_of
 from hsmkm.pki.trust import TrustStore
@@ -100,3 +100,10 @@ def keep_meter_certificate(tx: Transaction, certificate: x509.Certificate, title
         certificates.add(tx, record)
     else:
         certificates.set_state(tx, record.fingerprint, CertificateState.VALID)
+
+
+def take_meter_certificate(tx: Transaction, certificate: x509.Certificate, title: str, profile: str) -> None:
+    """Store a certificate that another party sent; one known already, or older than the one in force, is let be."""
+    later = [item for item in in_force(tx, title, profile) if item.not_before > certificate.not_valid_before_utc]
+    if not later and certificates.get(tx, fingerprint(certificate)) is None:
+        keep_meter_certificate(tx, certificate, title, profile)

@@ -31,7 +31,7 @@ from hsmkm.pki.certificates import parse_certificate, public_key, replace_file
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
-from hsmkm.steps.meter_certificates import check_meter_certificate, keep_meter_certificate, profile_of
+from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, take_meter_certificate
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
 from hsmkm.store import key_sets, key_states, meters, packages
@@ -168,7 +168,7 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
         for item in opened.meters:
             _follow(tx, item, header.purpose)
         for certificate, title, profile in certified:
-            keep_meter_certificate(tx, certificate, title, profile)
+            take_meter_certificate(tx, certificate, title, profile)
     return record
 
 

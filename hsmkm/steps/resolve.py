@@ -84,7 +84,9 @@ def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
     transfer that the meter did not take wholly.
     """
     meter = find_meter(party, name)
-    with conversation(party, meter) as speaking:
+    with party.store.read() as tx:
+        injecting = [one for one in renewals.unfinished(tx, meter.system_title) if one.from_generation == 0]
+    with conversation(party, meter, enrolling=bool(injecting)) as speaking:
         with party.store.read() as tx:
             open_ones = renewals.unfinished(tx, meter.system_title)
         title = meter.system_title.hex().upper()

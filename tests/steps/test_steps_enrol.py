@@ -125,7 +125,7 @@ def test_a_meter_enrols_from_nothing_to_three_certificates_and_again(realm: Real
             assert len(intents.listing(tx, bytes.fromhex(TITLE), KEY_PAIR)) == 6
         with pytest.raises(RefusedError, match="no certificate for digital signatures"):
             meter_certificate(party, TITLE, "digital-signature", 3 - suite)
-    assert imports == ["imported"] * 7, "three, three, and the issuing authority once"
+    assert imports == ["imported"] * 9, "three, three, and once the issuing authority and our own two"
     old = [read_certificates(first / f"{TITLE}.{profile}.pem")[0] for profile in METER_PROFILES]
     assert {states[one.public_bytes(Encoding.DER)] for one in old} == {CertificateState.REPLACED}
     verify_with_openssl(realm, second)
