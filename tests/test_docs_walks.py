@@ -19,6 +19,7 @@ from tests.steps.test_steps_agree import injected as agreeing
 from tests.steps.test_steps_enrol import TITLE, injected
 
 if TYPE_CHECKING:
+    from tests.field import Field
     from tests.realm import Realm
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -67,6 +68,13 @@ def test_a_lost_answer_is_led_back_as_its_page_says(realm: Realm, tmp_path: Path
         places = {"LAB": str(realm.folder), "METER": mechanisms.TITLE, "PLACE": address}
         done = walk("keys.md", places, tmp_path)
     assert differences(done) == []
+
+
+@pytest.mark.slow
+def test_the_concentrator_works_as_its_page_says(field: Field, tmp_path: Path) -> None:
+    ((title, place),) = field.meters(1)
+    variables = {"LAB": str(field.realm.folder), "METER": title, "PLACE": place}
+    assert differences(walk("concentrator.md", variables, tmp_path)) == []
 
 
 @pytest.mark.slow

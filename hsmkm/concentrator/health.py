@@ -98,7 +98,7 @@ def findings(told: dict[str, object], now: datetime) -> list[Finding]:
     """Judge it: does the process run, does it hear from its AIM, and was every meter read."""
     process = told.get("process")
     runs = isinstance(process, int) and Path(f"/proc/{process}").exists()
-    found = [Finding("process", runs, f"{process} since {told.get('started')}" if runs else "does not run")]
+    found = [Finding("process", runs, f"runs since {told.get('started')}" if runs else "does not run")]
     found.append(_timely("fetch", told.get("fetched"), told.get("fetch_seconds"), now, str(told.get("fetch_error"))))
     if told.get("read_seconds"):
         found.append(_timely("reading", told.get("round_ended"), told.get("read_seconds"), now, ""))

@@ -36,7 +36,7 @@ from hsmkm.token.vault import Vault
 class Pair:
     """The key sets whose GUEK, whose GAK and whose LLS or HLS secret are taken to be in force; usually all the same.
 
-    `master` is that of the master key, None while a meter is asked which one it has.
+    `master` is that of the master key, None where it is not known.
     """
 
     guek: KeySet
@@ -46,8 +46,8 @@ class Pair:
 
     @classmethod
     def of(cls, key_set: KeySet) -> Pair:
-        """Take all from one set."""
-        return cls(key_set, key_set, key_set, key_set)
+        """Take all from one set; a concentrator's has no master key."""
+        return cls(key_set, key_set, key_set, key_set if key_set.has(KeyRole.MASTER) else None)
 
 
 @dataclass(frozen=True, slots=True)
