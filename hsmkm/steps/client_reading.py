@@ -1,10 +1,10 @@
 """A concentrator that holds keys reads its meters by itself, also while the AIM gives them new ones.
 
 The AIM hands over a generation before it switches the meter to it, and the activation afterwards. In between the meter
-may be at any stage of the renewal. So where the active keys are refused, the generations that are newer and pre-active
-are tried, the newest first: each as a whole, and then as the meter stands after each stage of the renewal that leads to
-it. A generation under which an association comes about as a whole is in force, and recorded as such; a stage on the way
-to it is used for this once. A refusal alone is never believed: it moves nothing.
+may have taken all of it, a part, or nothing. So where the active keys are refused, the generations that are newer and
+pre-active are tried, the newest first: each as a whole, and then in part. A generation under which an association comes
+about as a whole is in force, and recorded as such; a part of it is used for this once. A refusal alone is never
+believed: it moves nothing.
 
 Each such attempt is durable before it is made, and bounded in a row (`authentication.failed_limit` of the model) and in
 a day (`policy.attempts_per_day`).
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from hsmkm.config import load_model
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import HsmkmError, IntegrityError, ProtocolError, RefusedError, TransportError
@@ -27,10 +28,10 @@ from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.receive import put_in_force
 from hsmkm.steps.renew import meter_answers
 from hsmkm.steps.results import Reading
-from hsmkm.steps.stages import plan
 from hsmkm.store import intents, key_sets, key_states, meters
 from hsmkm.store.key_set import KeySet, KeyState
-from hsmkm.token.types import KeyRole, MeterRole
+from hsmkm.store.meter import Meter
+from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 
 ATTEMPT = "generation-attempt"
 DAY = timedelta(days=1)
@@ -101,8 +102,21 @@ def _measured(client: Client, attribute: AttributeRef, generation: int) -> Measu
 @contextmanager
 def _in_force(party: Party, name: str) -> Iterator[tuple[int, Client]]:
     """Associate under the keys that the meter has, and give the generation of its GUEK."""
-    with conversation(party, find_meter(party, name)) as speaking, ExitStack() as stack:
+    meter = find_meter(party, name)
+    with conversation(party, meter, _association(party, meter)) as speaking, ExitStack() as stack:
         yield _first_accepted(speaking, stack)
+
+
+def _association(party: Party, meter: Meter) -> str:
+    """Name the first association of the meter's model of which keys are held here; the first of all where none are."""
+    model = load_model(meter.model, party.home)
+    for name in model.associations:
+        one = model.association(name)
+        place = meter.system_title, one.security_setup.number, one.addressing.client_sap
+        with party.store.read() as tx:
+            if key_sets.generations(tx, *place):
+                return name
+    return ""
 
 
 def _first_accepted(speaking: Conversation, stack: ExitStack) -> tuple[int, Client]:
@@ -150,28 +164,33 @@ def candidates(speaking: Conversation) -> Iterator[Candidate]:
     newest = active.ref.generation if active else 0
     for key_set, state in reversed(held):
         if state is KeyState.PRE_ACTIVE and key_set.ref.generation > newest:
-            yield from _on_the_way(speaking, active, key_set)
+            yield from _on_the_way(active, key_set)
 
 
-def _on_the_way(speaking: Conversation, active: KeySet | None, fresh: KeySet) -> Iterator[Candidate]:
-    """Give the generation as a whole, and then the keys after each stage that leads from the active one to it."""
-    whole = Pair.of(fresh)
-    yield Candidate(whole, fresh)
+def _on_the_way(active: KeySet | None, fresh: KeySet) -> Iterator[Candidate]:
+    """Give the generation as a whole, and then what a meter may have that took a part of it so far.
+
+    One that differs in nothing that an association proves is left to its activation.
+    """
     if active is None:
+        yield Candidate(Pair.of(fresh), fresh)
         return
-    pair = Pair.of(active)
-    for stage in plan(speaking.model, _changed(active, fresh)):
-        before, pair = pair, stage.pair_after(pair, fresh)
-        if pair not in (before, whole):
-            yield Candidate(pair)
+    old, new = Pair.of(active), Pair.of(fresh)
+    changed = _changed(active, fresh)
+    if changed:
+        yield Candidate(new, fresh)
+    if {KeyRole.GUEK, KeyRole.GAK} <= changed:
+        yield Candidate(replace(old, guek=fresh))
+        yield Candidate(replace(old, gak=fresh))
+    if changed & set(SecretRole) and changed & {KeyRole.GUEK, KeyRole.GAK}:
+        yield Candidate(replace(new, secret=active))
 
 
-def _changed(active: KeySet, fresh: KeySet) -> tuple[MeterRole, ...]:
-    """Name the keys that the generations do not share; those of the master key are not told to a concentrator."""
-    roles = (key.role for key in fresh.keys if key.role is not KeyRole.MASTER)
-    return tuple(
-        role for role in roles if not active.has(role) or active.key(role).identity != fresh.key(role).identity
-    )
+def _changed(active: KeySet, fresh: KeySet) -> set[MeterRole]:
+    """Name the keys that an association proves and that the generations do not share."""
+    roles: tuple[MeterRole, ...] = (KeyRole.GUEK, KeyRole.GAK, *SecretRole)
+    both = [role for role in roles if active.has(role) and fresh.has(role)]
+    return {role for role in both if active.key(role).identity != fresh.key(role).identity}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from hsmkm.config import data_folder
 from hsmkm.steps import renew as renewing
 from hsmkm.steps.distribute import Given
 from hsmkm.steps.distribute import activate as tell
 from hsmkm.steps.party import Party, open_listing
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
+from hsmkm.steps.resolve import resolve
 from hsmkm.store import audit, key_sets
-from tests.field import Field, energy, wait_until
-from tests.realm import Realm, title_of
+from tests.field import Field, energy, open_field, wait_until
+from tests.realm import Realm, copy_realm, title_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,16 @@ def readings(realm: Realm, serial: int) -> list[dict[str, Any]]:
     return [line for line in lines if line["meter"] == title_of(serial)]
 
 
+def speak_generally(realm: Realm) -> None:
+    """Have the concentrator speak general-ciphering, with a wrapped key for whoever has the master key to wrap it."""
+    text = (data_folder("models") / "virtual.toml").read_text(encoding="utf-8")
+    folder = realm.home("concentrator") / "models"
+    folder.mkdir()
+    text, found = re.subn('form = "glo"', 'form = "general-ciphering"\nkey = "wrapped"', text)
+    assert found == 1
+    (folder / "virtual.toml").write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def before_the_activation(monkeypatch: pytest.MonkeyPatch, look: Callable[[], None]) -> Iterator[None]:
     """Do something when the meter has its fresh keys and the concentrator was not told yet."""
@@ -68,30 +81,56 @@ def renewed(party: Party, *serials: int) -> None:
     assert [item.error for item in outcomes] == [None] * len(serials)
 
 
+@pytest.fixture(scope="module")
+def live(delivered_template: Realm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    with open_field(copy_realm(delivered_template, tmp_path_factory.mktemp("reading") / "realm")) as opened:
+        opened.serve()
+        opened.concentrate()
+        yield opened
+
+
+def test_a_client_reads_a_meter_that_took_a_part_of_the_fresh_keys_and_calls_nothing_in_force(live: Field) -> None:
+    (outcome,) = live.register(live.meters(2, options=("--fault", "first-only")))
+    assert outcome.state == "unknown"
+    given = [(1, "active"), (2, "pre-active")]
+    assert states(live.realm, 2) == given
+    once = {"HSMKM_POLICY_ATTEMPTS_PER_DAY": "1"}
+    done = live.realm.cli("concentrator", "meter", "read", title_of(2), ENERGY, environment=once)
+    assert done.returncode == 1
+    assert f"meter {title_of(2)} was tried 1 times in 24 hours" in done.stderr
+    assert read_by_hand(live.realm, 2) == [VALUE]
+    assert states(live.realm, 2) == given
+    with live.realm.open("utility") as party:
+        assert resolve(party, title_of(2)).state == "active"
+    assert read_by_hand(live.realm, 2) == [VALUE]
+    assert states(live.realm, 2)[-1][1] == "active"
+    assert "generation-in-force" not in actions(live.realm)
+
+
 def test_a_client_reads_between_the_switch_of_its_meter_and_the_activation_and_records_what_it_proved(
-    field: Field, monkeypatch: pytest.MonkeyPatch
+    live: Field, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    field.serve()
-    field.concentrate()
-    assert [item.error for item in field.register(field.meters(1))] == [None]
-    assert states(field.realm, 1) == [(1, "deactivated"), (2, "active")]
-    assert read_by_hand(field.realm, 1) == [VALUE]
+    assert [item.error for item in live.register(live.meters(1))] == [None]
+    assert states(live.realm, 1) == [(1, "deactivated"), (2, "active")]
+    assert read_by_hand(live.realm, 1) == [VALUE]
+    speak_generally(live.realm)
+    assert read_by_hand(live.realm, 1) == [VALUE]
     seen: list[object] = []
 
     def look() -> None:
-        seen.append(states(field.realm, 1)[-2:])
-        seen.append(read_by_hand(field.realm, 1))
-        seen.append(states(field.realm, 1)[-2:])
+        seen.append(states(live.realm, 1)[-2:])
+        seen.append(read_by_hand(live.realm, 1))
+        seen.append(states(live.realm, 1)[-2:])
 
-    with field.realm.open("utility") as party, before_the_activation(monkeypatch, look):
+    with live.realm.open("utility") as party, before_the_activation(monkeypatch, look):
         renewed(party, 1)
         assert energy(party, 1) == VALUE
     proved = [(2, "deactivated"), (3, "active")]
     assert seen == [[(2, "active"), (3, "pre-active")], [VALUE], proved]
-    assert states(field.realm, 1)[-2:] == proved
-    assert field.package_states()[-1] == ("activation", "accepted")
-    assert read_by_hand(field.realm, 1) == [VALUE]
-    assert actions(field.realm).count("generation-in-force") == 1
+    assert states(live.realm, 1)[-2:] == proved
+    assert live.package_states()[-1] == ("activation", "accepted")
+    assert read_by_hand(live.realm, 1) == [VALUE]
+    assert actions(live.realm).count("generation-in-force") == 1
 
 
 @contextmanager
