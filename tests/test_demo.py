@@ -57,13 +57,17 @@ def held(keep: Path) -> list[tuple[int, set[int]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("suite", "octets"), [(0, 16), (1, 16), (2, 32)])
-def test_each_suite_by_itself_goes_through_the_seven_steps(tmp_path: Path, suite: int, octets: int) -> None:
+@pytest.mark.parametrize(("suite", "octets", "profile"), [(0, 16, "softhsm2"), (1, 16, "nss"), (2, 32, "softhsm2")])
+@pytest.mark.usefixtures("nss_installed")
+def test_each_suite_by_itself_goes_through_the_seven_steps(
+    tmp_path: Path, suite: int, octets: int, profile: str
+) -> None:
     keep = tmp_path / "kept"
-    done = run("--suite", str(suite), "--meters", "1", "--keep", str(keep), home=tmp_path)
+    done = run("--suite", str(suite), "--profile", profile, "--meters", "1", "--keep", str(keep), home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "7 of 7 steps"
     assert held(keep) == [(suite, {octets})]
+    assert (keep / "factory" / "token" / "nss").is_dir() == (profile == "nss")
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from hsmkm.token.profile import load_profile
 from tests.field import Field, deliver_meters, energy, open_field, state_path
 from tests.proofs.openssl import open_package
 from tests.proofs.peer import add_pem_party
+from tests.proofs.search import Needles
 from tests.realm import KEY_OCTETS, TITLES, Realm, build_realm, title_of
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,7 @@ TITLES_OF_FLEET = tuple(map(title_of, FLEET))
 READING = 123_456
 SPIES = ("/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so", "/usr/lib/pkcs11/pkcs11-spy.so")
 _CALL = re.compile(r"^\d+: (C_\w+)$", re.MULTILINE)
+_DUMP = re.compile(r"^    [0-9A-F]{8}  ((?:[0-9A-F]{2} )+)", re.MULTILINE)
 _VALUE_READ = re.compile(r"^\[out\] pTemplate\[\d+\]: \n(?:    .*\n)*?    CKA_VALUE ", re.MULTILINE)
 
 
@@ -61,6 +63,10 @@ class Spied:
         patch.setenv("HSMKM_TOKEN_MODULE", spies[0])
         patch.setenv("HSMKM_POLICY_IMPORT_KEYS", "false")
 
+    def octets(self) -> bytes:
+        """Everything that passed between the program and softoken."""
+        return bytes.fromhex("".join(_DUMP.findall(self.text())))
+
     def calls(self) -> Counter[str]:
         return Counter(_CALL.findall(self.text()))
 
@@ -82,8 +88,8 @@ def spied(spied_realm: Spied, monkeypatch: pytest.MonkeyPatch) -> Spied:
     return spied_realm
 
 
-def on_the_line(realm: Realm, package: Path, key: Path, folder: Path) -> None:
-    """Be the line equipment: open the injection package, and give the meters their first keys."""
+def on_the_line(realm: Realm, package: Path, key: Path, folder: Path) -> dict[str, dict[str, bytes]]:
+    """Be the line equipment: open the injection package, and give the meters their first keys, which are returned."""
     keys = open_package(package, realm.folder / "pki" / "root.pem", key, folder)
     for serial, suite in FLEET.items():
         path = state_path(realm, serial)
@@ -91,6 +97,19 @@ def on_the_line(realm: Realm, package: Path, key: Path, folder: Path) -> None:
         path.touch(0o600)
         held = {role: value.hex() for role, value in keys[title_of(serial)].items()}
         path.write_text(json.dumps({"system_title": title_of(serial), "suite": suite, "keys": held}))
+    return keys
+
+
+def held_by_meters(realm: Realm) -> dict[str, dict[str, bytes]]:
+    """The keys that the meters hold in the end."""
+    states = {title_of(serial): json.loads(state_path(realm, serial).read_text())["keys"] for serial in FLEET}
+    return {title: {role: bytes.fromhex(value) for role, value in keys.items()} for title, keys in states.items()}
+
+
+def named(keys: dict[str, dict[str, bytes]], when: str, roles: Collection[str]) -> dict[str, bytes]:
+    return {
+        f"{title} {role} {when}": value for title, held in keys.items() for role, value in held.items() if role in roles
+    }
 
 
 def forbids(realm: Realm) -> None:
@@ -123,7 +142,7 @@ def test_the_seven_steps_run_on_nss_and_no_value_of_a_key_ever_goes_in(spied: Sp
     with realm.open("factory") as party:
         (injection,) = provision(party, realm.mixed_order(FLEET), "pem-line").packages
         sent = export(party, "delivery", "utility", TITLES_OF_FLEET, None)
-    on_the_line(realm, injection, key, tmp_path)
+    first = on_the_line(realm, injection, key, tmp_path)
     with realm.open("utility") as party:
         receipt = receive_file(party, sent.path).receipt
     with realm.open("factory") as party:
@@ -135,7 +154,12 @@ def test_the_seven_steps_run_on_nss_and_no_value_of_a_key_ever_goes_in(spied: Sp
     assert calls["C_CreateObject"] == 0
     assert min(calls[name] for name in ("C_GenerateKey", "C_WrapKey", "C_UnwrapKey", "C_DeriveKey", "C_Encrypt")) > 0
     assert not {"C_DigestKey", "C_SetAttributeValue"} & calls.keys()
-    assert _VALUE_READ.search(spied.text())
+    last, kept = held_by_meters(realm), ("guek", "gbek", "master")
+    needles = Needles(named(first, "first", kept) | named(last, "last", kept))
+    assert needles.within(spied.octets()) == set()
+    assert needles.in_files(realm.folder, [state_path(realm, serial) for serial in FLEET]) == {}
+    gaks = Needles(named(last, "last", ("gak",))).within(spied.octets())
+    assert {hit.split()[0] for hit in gaks} == set(TITLES_OF_FLEET), "GAK passes, and the search finds it"
 
 
 def test_the_same_record_shows_a_key_that_is_imported(
@@ -153,12 +177,13 @@ def test_the_same_record_shows_a_key_that_is_imported(
     assert spied.calls()["C_CreateObject"] == 3
 
 
-@pytest.mark.parametrize("name", ["factory", "utility"])
-def test_parties_with_tokens_of_two_makes_work_together(realm_on_nss: Callable[..., Realm], name: str) -> None:
-    realm = realm_on_nss(name)
-    assert {party: load_settings(realm.home(party)).token.profile for party in ("factory", "utility")} == {
-        party: "nss" if party == name else "softhsm2" for party in ("factory", "utility")
-    }
+@pytest.mark.parametrize("on_nss", [("factory", "concentrator"), ("utility", "authority")], ids="-".join)
+def test_parties_with_tokens_of_two_makes_work_together(
+    realm_on_nss: Callable[..., Realm], on_nss: tuple[str, ...]
+) -> None:
+    realm = realm_on_nss(*on_nss)
+    profiles = {name: load_settings(realm.home(name)).token.profile for name in TITLES}
+    assert profiles == {name: "nss" if name in on_nss else "softhsm2" for name in TITLES}
     deliver_meters(realm, FLEET)
     with open_field(realm) as field:
         registered_renewed_and_read(field)
