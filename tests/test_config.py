@@ -125,6 +125,9 @@ def test_a_model_says_how_its_meters_are_spoken_to(tmp_path: Path) -> None:
         ('[protection]\npolicy = "all"\n', [(3, "protection.policy")]),
         ("[protection]\npolicy = -4\n", [(3, "protection.policy")]),
         ('[protection]\nform = "general-signing"\n', [(3, "protection.form")]),
+        ('[key_agreement]\nalgorithm_id = "60857405080300"\n', [(3, "key_agreement.algorithm_id")]),
+        ('[key_agreement]\nalgorithm_id = "key"\n', [(3, "key_agreement.algorithm_id")]),
+        ('[key_agreement]\nway_back_key = "identified"\n', [(3, "key_agreement.way_back_key")]),
     ],
 )
 def test_what_a_model_cannot_mean_is_a_fault_of_its_line(

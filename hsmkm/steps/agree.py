@@ -137,7 +137,8 @@ def refuse_unagreeable(model: MeterModel, roles: tuple[MeterRole, ...]) -> None:
     policy = policy_of(model)
     if not (policy.request & policy.response).covers(Protection.CIPHERED):
         raise RefusedError(
-            f"meters of model {model.name} do not authenticate and encrypt everything, as the way back does"
+            f"meters of model {model.name} do not authenticate and encrypt everything, as the way back does",
+            hint="see protection.policy of the model",
         )
     if not model.key_agreement.way_back:
         raise RefusedError(

@@ -275,6 +275,25 @@ def test_what_would_lock_a_meter_out_is_refused_and_says_why(realm: Realm) -> No
             assert len(renewals.listing(tx, bytes.fromhex(TITLE))) == 1
 
 
+@pytest.mark.parametrize(
+    ("suite", "extra", "reason"),
+    [
+        (0, "", "security suite 0 has no public keys"),
+        (1, "[security_setup]\nversion = 0\n", "is of version 0"),
+        (1, "[protection]\npolicy = 0x24\n", "do not authenticate and encrypt everything"),
+    ],
+)
+def test_a_model_that_cannot_agree_is_refused_before_its_meter_is_spoken_to(
+    realm: Realm, suite: int, extra: str, reason: str
+) -> None:
+    set_up(realm, 5, suite, WAY_BACK + extra)
+    with realm.open("factory") as party:
+        moved(party, "127.0.0.1:9")
+        (outcome,) = renew_by_agreement(party, [TITLE])
+        assert isinstance(outcome.error, RefusedError)
+        assert reason in outcome.detail
+
+
 def test_the_policy_forbids_a_derivation_on_the_host_before_anything_is_sent(realm: Realm) -> None:
     line = injected(realm, 1)
     settings = realm.home("factory") / "hsmkm.toml"
@@ -287,6 +306,8 @@ def test_the_policy_forbids_a_derivation_on_the_host_before_anything_is_sent(rea
         with party.store.read() as tx:
             assert len(renewals.listing(tx, bytes.fromhex(TITLE))) == 1
     assert line.state.keys[KeyId.GUEK] == before
+    done = realm.cli("factory", "renew", "--by", "key-agreement", TITLE)
+    assert (done.returncode, "policy.kdf_on_host" in done.stderr) == (5, True)
 
 
 @pytest.mark.slow
