@@ -451,4 +451,7 @@ def _clashes(one: MeterModel, others: Sequence[MeterModel]) -> list[tuple[str, s
         if one.place == other.place:
             text = f"association {other.association_name} has the same client and Security Setup number"
             found.append(("addressing.client_sap", text))
+        elif one.keys_at == other.keys_at:
+            text = f"association {other.association_name} has the same object, and so the same keys: give each its own"
+            found.append(("security_setup.logical_name", text))
     return found

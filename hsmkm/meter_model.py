@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, RefusedError
 
 FLAG_ID = re.compile(r"[A-Z]{3}")
 ASSOCIATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -182,12 +182,14 @@ class EnrolmentModel:
 class MeterModel:
     """What must be known of a meter model to key one association of its meters, from `models/NAME.toml`.
 
-    `association_name` names it; `others` are the model's further associations, held by the first one only.
+    `association_name` names it, and `others` are the model's other associations. `for_concentrator` says whether a
+    concentrator that is a client is given the keys of this one.
     """
 
     name: str
     flags: tuple[str, ...]
     association_name: str = "management"
+    for_concentrator: bool = True
     suites: tuple[int, ...] = (0,)
     addressing: MeterAddressing = field(default_factory=MeterAddressing)
     authentication: AuthenticationModel = field(default_factory=AuthenticationModel)
@@ -225,13 +227,32 @@ class MeterModel:
             protection=replace(self.protection, policy=policy and policy & ~SIGNATURE_BITS, key=IDENTIFIED),
         )
 
+    @property
+    def keys_at(self) -> tuple[int, str]:
+        """The logical device and the Security Setup object in it, in which the meter holds the keys."""
+        return self.addressing.server_sap, self.security_setup.logical_name
+
     def association(self, name: str = "") -> MeterModel:
-        """Give one association by its name, or the first; InputError where the model has no such association."""
+        """Give one association by its name, or this one; InputError where the model has no such association."""
         for one in (self, *self.others):
             if name in ("", one.association_name):
-                return one
+                return self._beside(one)
         known = ", ".join(self.associations)
         raise InputError(f"model {self.name} has no association {name!r}", hint=f"it has: {known}")
+
+    def at(self, place: tuple[int, int]) -> MeterModel:
+        """Give the association whose keys are stored under a Security Setup's number and a client, or RefusedError."""
+        for one in (self, *self.others):
+            if one.place == place:
+                return self._beside(one)
+        raise RefusedError(
+            f"model {self.name} has no association of Security Setup {place[0]} and client {place[1]}",
+            hint="give the model the associations back that its meters have keys for",
+        )
+
+    def _beside(self, one: MeterModel) -> MeterModel:
+        every = (self, *self.others)
+        return replace(one, others=tuple(replace(other, others=()) for other in every if other is not one))
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the top level."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +11,9 @@ import typer
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.cli.outcomes import raise_failed, show_outcomes
-from hsmkm.cli.reference import attribute, shown
+from hsmkm.cli.reference import In, attribute, shown
 from hsmkm.cli.renew import read_lines
-from hsmkm.config import SYSTEM_TITLE
+from hsmkm.config import SYSTEM_TITLE, load_model
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
 from hsmkm.steps.results import Enrolled, Outcome, Reading
@@ -63,6 +63,7 @@ def inject(
     meter: Annotated[str | None, typer.Argument(help="System title or serial number.")] = None,
     address: Annotated[str, typer.Option(help="Where the meter is, host:port; kept for later.")] = "",
     file: Annotated[Path | None, typer.Option("--list", help="File of lines METER,HOST:PORT.")] = None,
+    association: Annotated[str, typer.Option(help="Only this association; by default all.")] = "",
 ) -> None:
     """Put provisioned keys into meters over DLMS.
 
@@ -70,7 +71,7 @@ def inject(
     """
     places = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
-        outcomes = worker.call(inject_step.inject_many, places)
+        outcomes = worker.call(inject_step.inject_many, places, association)
     show_outcomes(outcomes)
 
 
@@ -110,6 +111,7 @@ def enrol(
     certificates: Annotated[
         Path | None, typer.Option(help="Folder of the certificates TITLE.PROFILE.pem that the authority issued.")
     ] = None,
+    association: In = "",
 ) -> None:
     """Enrol a meter's certificates over DLMS.
 
@@ -119,32 +121,35 @@ def enrol(
         raise InputError("an enrolment has two halves", hint="give --out, and after pki issue --certificates")
     with party_worker() as worker:
         if out is not None:
-            _show_enrolled(worker.call(enrol_step.request_certificates, meter, out.resolve()))
+            _show_enrolled(worker.call(enrol_step.request_certificates, meter, out.resolve(), association))
         elif certificates is not None:
-            _show_enrolled(worker.call(enrol_step.import_certificates, meter, certificates.resolve()))
+            _show_enrolled(worker.call(enrol_step.import_certificates, meter, certificates.resolve(), association))
 
 
 @app.command()
 def remove_certificate(
     meter: Annotated[str, typer.Argument(help="System title or serial number.")],
     profile: Annotated[str, typer.Argument(help="digital-signature, key-agreement or tls.")],
+    association: In = "",
 ) -> None:
     """Let a meter forget a certificate.
 
     Its own certificate of a profile is not used from then on.
     """
     with party_worker() as worker:
-        _show_enrolled(worker.call(enrol_step.remove_certificate, meter, profile))
+        _show_enrolled(worker.call(enrol_step.remove_certificate, meter, profile, association))
 
 
 @app.command()
-def introduce(meter: Annotated[str, typer.Argument(help="System title or serial number.")]) -> None:
+def introduce(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")], association: In = ""
+) -> None:
     """Give a meter our own certificates.
 
     It knows by them what we sign and agree on; whoever enrols a meter is known to it already.
     """
     with party_worker() as worker:
-        _show_enrolled(worker.call(enrol_step.introduce, meter))
+        _show_enrolled(worker.call(enrol_step.introduce, meter, association))
 
 
 def _show_enrolled(done: Sequence[Enrolled]) -> None:
@@ -163,6 +168,7 @@ def read(
         typer.Argument(metavar="[METER] OBIS...", help="[CLASS:]OBIS[:ATTRIBUTE], class 3 and attribute 2 by default."),
     ],
     file: Annotated[Path | None, typer.Option("--list", help="In place of METER: file of lines that begin so.")] = None,
+    association: In = "",
 ) -> None:
     """Read attributes of meters.
 
@@ -173,7 +179,7 @@ def read(
     if not wanted or not listed:
         raise InputError("no attribute or no meter is named", hint="for example: hsmkm meter read METER 1.0.1.8.0.255")
     with party_worker() as worker:
-        readings, failed = worker.call(_read, listed, wanted)
+        readings, failed = worker.call(_read, listed, wanted, association)
     rows = [
         {
             "meter": name,
@@ -190,14 +196,14 @@ def read(
 
 
 def _read(
-    party: Party, names: Sequence[str], wanted: tuple[AttributeRef, ...]
+    party: Party, names: Sequence[str], wanted: tuple[AttributeRef, ...], association: str
 ) -> tuple[list[tuple[str, Reading]], list[Outcome]]:
     readings: list[tuple[str, Reading]] = []
     failed: list[Outcome] = []
     read_one = client_reading.read if party.settings.party.role == "concentrator" else communicate.read
     for name in names:
-        with renew_step.failing(failed, name):
-            readings += [(name, item) for item in read_one(party, name, wanted)]
+        with renew_step.failing(failed, name, association):
+            readings += [(name, item) for item in read_one(party, name, wanted, association)]
     return readings, failed
 
 
@@ -233,17 +239,23 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     """Show a meter's generations and renewals.
 
     Key generations come with their states, renewals with what was tried and, where a lost answer may have locked the
-    meter, with the way back. Suspicious answers that were refused are counted by kind.
+    meter, with the way back; where the meter has several associations, with the one they are of. Suspicious answers
+    that were refused are counted by kind.
     """
     from hsmkm.store.renewals import FINISHED  # noqa: PLC0415 - a value cannot be deferred
 
-    with party.open_listing(frame().home) as store, store.read() as tx:
+    home = frame().home
+    with party.open_listing(home) as store, store.read() as tx:
         found = meters.find(tx, meter)
         sets = key_sets.for_meter(tx, found.system_title)
         history = renewals.listing(tx, found.system_title)
         refused = suspicions.of_meter(tx, found.title)
+    places = {(item.ref.security_setup, item.ref.client) for item, _ in sets}
+    places |= {(item.security_setup, item.client) for item in history}
+    names = _association_names(home, found.model, places)
     rows: list[dict[str, object]] = [
         {
+            "association": names[key_set.ref.security_setup, key_set.ref.client],
             "kind": "key set",
             "number": key_set.ref.generation,
             "state": state.value,
@@ -253,6 +265,7 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     ]
     rows += [
         {
+            "association": names[item.security_setup, item.client],
             "kind": "renewal",
             "number": item.id,
             "state": item.state.value,
@@ -261,7 +274,13 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for item in history
     ]
     rows += [
-        {"kind": "way back", "number": item.id, "state": "open", "detail": way_back.way_back(found.title)}
+        {
+            "association": names[item.security_setup, item.client],
+            "kind": "way back",
+            "number": item.id,
+            "state": "open",
+            "detail": way_back.way_back(found.title),
+        }
         for item in history
         if agree.by_agreement(item) and item.state not in FINISHED
     ]
@@ -270,4 +289,16 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for item in refused
     ]
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
-    show(rows, ("kind", "number", "state", "detail"))
+    several = ("association",) if len(places) > 1 else ()
+    show(rows, (*several, "kind", "number", "state", "detail"))
+
+
+def _association_names(home: Path, model: str, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """Name associations by their model; one that it lacks, by Security Setup and client."""
+    try:
+        whole = load_model(model, home)
+        known = {whole.association(name).place: name for name in whole.associations}
+    except InputError as error:
+        talk(f"the model's associations have no names: {error.message}")
+        known = {}
+    return {place: known.get(place, f"setup {place[0]} client {place[1]}") for place in places}

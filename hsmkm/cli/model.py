@@ -9,6 +9,7 @@ import typer
 
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.cli.reference import In
 from hsmkm.config import data_folder, load_model
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ def list_models() -> None:
 
 
 @app.command(name="show")
-def show_model(name: Name) -> None:
-    """Show a model's settings."""
-    model = load_model(name, frame().home)
+def show_model(
+    name: Name,
+    association: In = "",
+) -> None:
+    """Show a model's settings, in one of its associations."""
+    whole = load_model(name, frame().home)
+    model = whole.association(association)
     rows: list[dict[str, object]] = [
+        {"setting": "associations", "value": " ".join(whole.associations)},
+        {"setting": "for_concentrator", "value": model.for_concentrator},
         {"setting": "flags", "value": " ".join(model.flags)},
         {"setting": "suites", "value": " ".join(map(str, model.suites))},
     ]
@@ -64,12 +71,13 @@ def import_keys(
     suite: Annotated[
         int | None, typer.Option(min=0, max=2, help="Security suite of the keys; the model's one.")
     ] = None,
+    association: In = "",
 ) -> None:
     """Import the keys a model's meters come with.
 
-    They are sealed under the storage key at once.
+    They are sealed under the storage key at once. Further associations without keys of their own come with the first's.
     """
     chosen = model_step.choose_suite(load_model(name, frame().home), suite)
     with party_worker() as worker:
-        roles = worker.call(model_step.import_keys, name, chosen, keys.resolve())
+        roles = worker.call(model_step.import_keys, name, chosen, keys.resolve(), association)
     show([{"model": name, "suite": chosen, "keys": " ".join(roles)}], ("model", "suite", "keys"))

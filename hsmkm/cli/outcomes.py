@@ -10,12 +10,22 @@ from hsmkm.steps.results import Outcome
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Show every outcome; raises the error of a single meter, PartlyDoneError where some of several failed."""
+    """Show every outcome; raises the error of a single meter, PartlyDoneError where some of several failed.
+
+    A meter with several associations has a row for each; else nothing is said of associations.
+    """
+    several = ("association",) if any(item.association for item in outcomes) else ()
     rows = [
-        {"meter": item.system_title, "state": item.state, "generation": item.generation or None, "detail": item.detail}
+        {
+            "meter": item.system_title,
+            "association": item.association or None,
+            "state": item.state,
+            "generation": item.generation or None,
+            "detail": item.detail,
+        }
         for item in outcomes
     ]
-    show(rows, ("meter", "state", "generation", "detail"))
+    show(rows, ("meter", *several, "state", "generation", "detail"))
     raise_failed([item for item in outcomes if item.error is not None], len(outcomes))
 
 

@@ -110,13 +110,16 @@ def inspect(file: File) -> None:
             "serial": entry.serial,
             "model": entry.model,
             "suite": entry.suite,
+            "setup": entry.security_setup,
+            "client": entry.client,
             "generation": entry.generation,
             "state": entry.state,
             "keys": " ".join(key.role.value for key in entry.keys),
         }
         for entry in inspected.content.meters
     ]
-    show(rows, ("meter", "serial", "model", "suite", "generation", "state", "keys"))
+    several = ("setup", "client") if len({(row["setup"], row["client"]) for row in rows}) > 1 else ()
+    show(rows, ("meter", "serial", "model", "suite", *several, "generation", "state", "keys"))
 
 
 @app.command(name="list")

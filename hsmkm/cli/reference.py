@@ -1,11 +1,17 @@
-"""COSEM attributes and values as people write them."""
+"""COSEM attributes and values, and associations, as people write them."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+import typer
 
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.types import AttributeRef, LogicalName
 from hsmkm.errors import InputError
 from hsmkm.reading_settings import ATTRIBUTE
+
+In = Annotated[str, typer.Option("--association", help="In which association of its model; by default the first.")]
 
 REGISTER_CLASS = 3
 VALUE_ATTRIBUTE = 2

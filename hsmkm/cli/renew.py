@@ -12,6 +12,7 @@ import typer
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker
 from hsmkm.cli.outcomes import show_outcomes
+from hsmkm.cli.reference import In
 from hsmkm.errors import InputError
 from hsmkm.steps.results import Outcome
 from hsmkm.store.key_set import ROLE_NAMES
@@ -50,6 +51,7 @@ def renew(
         str | None,
         typer.Option(help="guek, gak, gbek, master, lls, hls, with commas; by default the global keys it takes."),
     ] = None,
+    association: In = "",
     by: Annotated[By, typer.Option(help="The method of the meter's Security Setup.")] = By.KEY_TRANSFER,
     *,
     prove_refusal: Annotated[
@@ -65,13 +67,14 @@ def renew(
     roles = _roles(keys) if keys else BY_DEFAULT[by]
     names = _names(meters, file)
     with party_worker() as worker:
-        outcomes = worker.call(_renew, names, roles, by, prove_refusal)
+        outcomes = worker.call(_renew, names, roles, by, association, prove_refusal)
     show_outcomes(outcomes)
 
 
 @app.command()
 def resolve(
     meters: Meters = None,
+    association: Annotated[str, typer.Option(help="Only this association; by default each that needs it.")] = "",
     *,
     every: Annotated[bool, typer.Option("--all", help="Every meter whose renewal did not end.")] = False,
     no_renew: Annotated[bool, typer.Option("--no-renew", help="Only record what is true; send no new keys.")] = False,
@@ -82,21 +85,23 @@ def resolve(
     """
     with party_worker() as worker:
         names = worker.call(resolve_step.unfinished) if every else _names(meters, None)
-        outcomes = worker.call(_resolve, names, not no_renew)
+        outcomes = worker.call(_resolve, names, association, not no_renew)
     show_outcomes(outcomes)
 
 
-def _renew(party: Party, names: list[str], roles: tuple[MeterRole, ...], by: By, prove: bool) -> list[Outcome]:
+def _renew(
+    party: Party, names: list[str], roles: tuple[MeterRole, ...], by: By, association: str, prove: bool
+) -> list[Outcome]:
     if by is By.KEY_AGREEMENT:
-        return agree.renew_by_agreement(party, names, roles, prove_refusal=prove)
-    return renew_step.renew(party, names, roles, prove_refusal=prove)
+        return agree.renew_by_agreement(party, names, roles, association, prove_refusal=prove)
+    return renew_step.renew(party, names, roles, association, prove_refusal=prove)
 
 
-def _resolve(party: Party, names: list[str], go_on: bool) -> list[Outcome]:
+def _resolve(party: Party, names: list[str], association: str, go_on: bool) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for name in names:
-        with renew_step.failing(outcomes, name):
-            outcomes.append(resolve_step.resolve(party, name, go_on=go_on))
+        with renew_step.failing(outcomes, name, association):
+            outcomes += resolve_step.resolve_all(party, name, association, go_on=go_on)
     return outcomes
 
 

@@ -26,6 +26,9 @@ def meter(
     ] = Activation.AFTER_RESPONSE,
     fault: Annotated[Fault | None, typer.Option(help="How the next new keys go wrong.")] = None,
     fault_count: Annotated[int, typer.Option(help="How many times the fault hits, -1 for all.")] = 1,
+    fault_setup: Annotated[
+        int | None, typer.Option(help="Number of the Security Setup that the fault hits; by default any.")
+    ] = None,
     algorithm_id: Annotated[str, typer.Option(help="Prefix of key_agreement's AlgorithmID, hex.")] = "608574050803",
     *,
     ic_reset: Annotated[bool, typer.Option("--ic-reset", help="Counters restart when the GUEK changes.")] = False,
@@ -40,5 +43,5 @@ def meter(
         algorithms = AlgorithmIds(bytes.fromhex(algorithm_id))
     except ValueError:
         raise InputError("the prefix of an AlgorithmID is 12 hexadecimal digits") from None
-    settings = MeterSettings(activate, ic_reset, fault, fault_count, algorithms=algorithms)
+    settings = MeterSettings(activate, ic_reset, fault, fault_count, fault_setup, algorithms=algorithms)
     serve([Meter(load(path), settings, save_to(path)) for path in states], port=port)

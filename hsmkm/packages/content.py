@@ -141,7 +141,8 @@ class MeterEntry:
     @property
     def place(self) -> str:
         """How reasons name this entry."""
-        return f"meter {self.system_title.hex().upper()} generation {self.generation}"
+        where = "" if not self.security_setup else f" security setup {self.security_setup}"
+        return f"meter {self.system_title.hex().upper()}{where} generation {self.generation}"
 
     def document(self) -> dict[str, object]:
         """Return the entry as JSON values."""

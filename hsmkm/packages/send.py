@@ -91,6 +91,11 @@ class Package:
     data: bytes = field(repr=False)
 
     @property
+    def meter_count(self) -> int:
+        """How many meters it speaks of; one has an entry for each of its key sets."""
+        return len({entry.system_title for entry in self.meters})
+
+    @property
     def sha256(self) -> bytes:
         """SHA-256 of the file, 32 octets."""
         return hashlib.sha256(self.data).digest()

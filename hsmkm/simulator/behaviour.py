@@ -41,12 +41,30 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class MeterSettings:
-    """How a meter behaves; a fault hits the next `fault_count` new keys, -1 for all."""
+    """How a meter behaves; a fault hits the next `fault_count` new keys, -1 for all, of one Security Setup or any."""
 
     activate: Activation = Activation.AFTER_RESPONSE
     ic_reset: bool = False
     fault: Fault | None = None
     fault_count: int = 1
+    fault_setup: int | None = None
     challenge: Callable[[int], bytes] = secrets.token_bytes
     algorithms: AlgorithmIds = field(default_factory=AlgorithmIds)
     now: Callable[[], datetime] = _now
+
+
+class Faults:
+    """The faults that a device has still to make, in whichever of its Security Setups."""
+
+    def __init__(self, settings: MeterSettings) -> None:
+        self._settings = settings
+        self._left = settings.fault_count
+
+    def next(self, setup: int) -> Fault | None:
+        """Give the fault that hits the next new keys of a Security Setup, and count it."""
+        settings = self._settings
+        if settings.fault is None or self._left == 0 or settings.fault_setup not in (None, setup):
+            return None
+        if self._left != EVERY_TIME:
+            self._left -= 1
+        return settings.fault

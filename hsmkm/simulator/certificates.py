@@ -112,7 +112,7 @@ class Certificates:
         kept = [other for other in self.held() if not other.anchor and other.place != held.place]
         if held.entity is CertificateEntity.CERTIFICATION_AUTHORITY:
             kept = [other for other in self.held() if not other.anchor and other.certificate != held.certificate]
-        self._state.certificates = [_der(other.certificate) for other in kept] + [der]
+        self._state.certificates[:] = [_der(other.certificate) for other in kept] + [der]
 
     def export(self, wanted: Identification) -> bytes:
         """Give a certificate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from hsmkm.dlms import axdr, security_setup
 from hsmkm.dlms.axdr import Data
@@ -14,7 +15,7 @@ from hsmkm.dlms.security_setup import Attribute
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SystemTitle
 from hsmkm.errors import IntegrityError
 from hsmkm.simulator.association_object import AssociationObject
-from hsmkm.simulator.behaviour import MeterSettings
+from hsmkm.simulator.behaviour import Faults, MeterSettings
 from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, point_of
 from hsmkm.simulator.keys import SoftwareAgreement, SoftwareKeys, SoftwareSecret, SoftwareWrapping
 from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS, SecuritySetup
@@ -39,16 +40,32 @@ def _forget(_state: MeterState) -> None:
 
 
 class Meter:
-    """One device; `save` is called with its state before it answers, whenever that changed."""
+    """One device as the clients of one association meet it, and the further associations that it has.
 
-    def __init__(self, state: MeterState, settings: MeterSettings | None = None, save: Save = _forget) -> None:
+    `save` is called with the device's state before it answers, whenever that changed.
+    """
+
+    def __init__(
+        self,
+        state: MeterState,
+        settings: MeterSettings | None = None,
+        save: Save = _forget,
+        faults: Faults | None = None,
+    ) -> None:
         self.state = state
         self.settings = settings or MeterSettings()
         self._save = save
         self._changed = False
         self.generation = 0
-        self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed)
-        self.association_object = AssociationObject(state, self.security_setup.next_fault, self._keep)
+        faults = faults or Faults(self.settings)
+        next_fault = partial(faults.next, state.setup)
+        self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed, next_fault)
+        self.association_object = AssociationObject(state, next_fault, self._keep)
+        self._others = tuple(Meter(other, self.settings, lambda _: save(state), faults) for other in state.associations)
+
+    def towards(self, client_sap: int) -> Meter:
+        """The association that a client speaks in: the first one, unless another is for it."""
+        return next((other for other in self._others if other.state.client == client_sap), self)
 
     @property
     def title(self) -> SystemTitle:
@@ -157,14 +174,23 @@ class Meter:
         """The lowest transaction-id that is acceptable from somebody, which guards fresh keys and signatures."""
         return NamedCounters(self, f"transaction:{originator}")
 
+    def _counters(self) -> dict[AttributeRef, Data]:
+        """The counter objects of all associations, 0.0.43.1.E.255."""
+        return {
+            security_setup.invocation_counter(one.state.setup): axdr.double_long_unsigned(max(one.state.rx_ic - 1, 0))
+            for one in (self, *self._others)
+        }
+
     def read(self, ref: AttributeRef, client_title: bytes, *, public: bool) -> tuple[int, Data | None]:
         """Read an attribute: a Data-Access-Result, and the value where that is 0.
 
-        The counter object tells the last counter accepted, and 0 before the first.
+        A counter object tells the last counter accepted, and 0 before the first.
         """
         open_to_all = {
-            security_setup.invocation_counter(): axdr.double_long_unsigned(max(self.state.rx_ic - 1, 0)),
-            security_setup.attribute(Attribute.SERVER_SYSTEM_TITLE): axdr.octet_string(self.title.octets),
+            **self._counters(),
+            security_setup.attribute(Attribute.SERVER_SYSTEM_TITLE, self.state.setup): axdr.octet_string(
+                self.title.octets
+            ),
             LOGICAL_DEVICE_NAME: axdr.octet_string(self.title.octets[:3] + self.title.octets[3:].hex().encode()),
         }
         if ref in open_to_all:

@@ -13,9 +13,9 @@ from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.certificates import CertificateType
 from hsmkm.dlms.protection import SecurityPolicy
 from hsmkm.dlms.security_setup import Attribute, KeyTransfer, Method
-from hsmkm.dlms.types import AttributeRef, KeyId, SecuritySuite, SystemTitle
+from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, SecuritySuite, SystemTitle
 from hsmkm.errors import IntegrityError, ProtocolError, RefusedError
-from hsmkm.simulator.behaviour import EVERY_TIME, DroppedError, Fault, MeterSettings
+from hsmkm.simulator.behaviour import DroppedError, Fault, MeterSettings
 from hsmkm.simulator.certificates import Certificates
 from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, derive, generate, point_of, public_of
 from hsmkm.simulator.state import MeterState
@@ -38,8 +38,15 @@ class Outcome:
     keys: Mapping[KeyId, bytes] = field(default_factory=dict, repr=False)
 
 
+def _faultless() -> None:
+    """Make no fault."""
+
+
 class SecuritySetup:
-    """Class 64, version 0 or 1 by the state; `activate` makes keys effective at once, `changed` notes a new state."""
+    """Class 64, version 0 or 1 by the state.
+
+    `activate` makes keys effective at once, `changed` notes a new state, and `next_fault` says what goes wrong.
+    """
 
     def __init__(
         self,
@@ -47,19 +54,25 @@ class SecuritySetup:
         settings: MeterSettings,
         activate: Callable[[Mapping[KeyId, bytes]], None],
         changed: Callable[[], None],
+        next_fault: Callable[[], Fault | None] = _faultless,
     ) -> None:
         self._state = state
         self._settings = settings
         self._activate = activate
         self._changed = changed
-        self._faults_left = settings.fault_count
+        self._next_fault = next_fault
         self.certificates = Certificates(state, settings.now)
+
+    @property
+    def logical_name(self) -> LogicalName:
+        """The name of the object: 0.0.43.0.E.255."""
+        return security_setup.logical_name(self._state.setup)
 
     def attributes(self, client_title: bytes) -> dict[AttributeRef, Data]:
         """Every attribute but the server's system title, for an associated client."""
         state = self._state
         values = {
-            Attribute.LOGICAL_NAME: axdr.octet_string(security_setup.logical_name().octets),
+            Attribute.LOGICAL_NAME: axdr.octet_string(self.logical_name.octets),
             Attribute.SECURITY_POLICY: axdr.enum(state.policy or 0),
             Attribute.SECURITY_SUITE: axdr.enum(state.suite),
             Attribute.CLIENT_SYSTEM_TITLE: axdr.octet_string(client_title),
@@ -67,7 +80,7 @@ class SecuritySetup:
         if state.version:
             infos = [held.info() for held in self.certificates.held()]
             values[Attribute.CERTIFICATES] = certificates.encode_certificates(infos)
-        return {security_setup.attribute(which): value for which, value in values.items()}
+        return {security_setup.attribute(which, self._state.setup): value for which, value in values.items()}
 
     def invoke(self, method: int, data: Data | None, client: SystemTitle) -> Outcome:
         """Invoke a method; some faults raise DroppedError."""
@@ -114,7 +127,7 @@ class SecuritySetup:
         return Outcome()
 
     def _with_fault(self, renew: Callable[[], Outcome]) -> Outcome:
-        fault = self.next_fault()
+        fault = self._next_fault()
         if fault is Fault.REJECT:
             return Outcome(TEMPORARY_FAILURE)
         if fault is Fault.DROP_BEFORE:
@@ -152,11 +165,3 @@ class SecuritySetup:
             point = point_of(pair.public_key())
             answers.append(PublicShare.sign(state.suite, share.key_id, point, SoftwareSigner(ours)))
         return Outcome(data=agreement.encode_key_agreement(answers), keys=keys)
-
-    def next_fault(self) -> Fault | None:
-        """Give the fault that hits the next new keys, and count it."""
-        if self._settings.fault is None or self._faults_left == 0:
-            return None
-        if self._faults_left != EVERY_TIME:
-            self._faults_left -= 1
-        return self._settings.fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hsmkm.dlms import axdr
-from hsmkm.dlms.security_setup import CLASS_ID, logical_name
+from hsmkm.dlms.security_setup import CLASS_ID
 from hsmkm.dlms.types import KeyId, SystemTitle
 from hsmkm.dlms.xdlms import (
     ActionRequest,
@@ -66,7 +66,7 @@ class Services:
             return ActionResult(request.invoke, READ_WRITE_DENIED)
         if request.ref == CHANGE_HLS_SECRET:
             return ActionResult(request.invoke, self._meter.association_object.change(request.data))
-        if (request.ref.class_id, request.ref.logical_name) != (CLASS_ID, logical_name()):
+        if (request.ref.class_id, request.ref.logical_name) != (CLASS_ID, self._meter.security_setup.logical_name):
             return ActionResult(request.invoke, READ_WRITE_DENIED)
         outcome = self._meter.security_setup.invoke(request.ref.method, request.data, rights.client)
         self.pending.update(outcome.keys)

@@ -70,7 +70,7 @@ class Session:
     """One connection; `receive` raises DroppedError where the meter closes it instead of answering."""
 
     def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+        self._device = self._meter = meter
         self._reset()
 
     def _reset(self) -> None:
@@ -146,6 +146,7 @@ class Session:
 
     def _associate(self, apdu: bytes, client_sap: int) -> bytes:
         self._activate()
+        self._meter = self._device.towards(client_sap)
         self._reset()
         request = acse.parse_request(apdu)
         try:

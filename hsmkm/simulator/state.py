@@ -12,13 +12,18 @@ The file is JSON, readable by its owner only. Needed are "system_title" (16 hex 
 | sent, lowest                    | further counters by name                                                 |
 | key_pairs, new_key_pairs        | by certificate type, PKCS#8 in hex; new ones wait for their certificate  |
 | certificates, anchors           | DER in hex; anchors are only placed here, never over the wire            |
+| associations                    | further ones: what belongs to a Security Setup and a client, see below   |
+
+One of "associations" has "setup" (the E of its Security Setup, 0.0.43.0.E.255, and of its counter, 0.0.43.1.E.255),
+"client" (the SAP that speaks in it) and "keys", and of the above what is not the whole device's: "tx_ic", "rx_ic",
+"version", "policy", "mechanisms", "password", "secret", "sent", "lowest". Every other client speaks in the first one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from hsmkm.dlms.certificates import CertificateType
 from hsmkm.dlms.protection import SecurityPolicy
+from hsmkm.dlms.settings import PUBLIC_CLIENT_SAP
 from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite, SystemTitle
 from hsmkm.errors import InputError, ProtocolError
 
@@ -40,11 +46,15 @@ Save = Callable[["MeterState"], None]
 KeyPairs = dict[CertificateType, ec.EllipticCurvePrivateKey]
 
 DEFAULT_POLICIES = (0x03, 0x6C)
+MAX_SETUP = 255
 
 
 @dataclass(slots=True)
 class MeterState:
-    """The keys, counters and certificates of one device; raises InputError for keys that do not fit the suite."""
+    """The keys, counters and certificates of one device; raises InputError for keys that do not fit the suite.
+
+    `associations` are its further ones, each a state whose key pairs and certificates are those of the device.
+    """
 
     system_title: SystemTitle
     suite: SecuritySuite
@@ -62,8 +72,12 @@ class MeterState:
     new_key_pairs: KeyPairs = field(default_factory=dict, repr=False)
     certificates: list[bytes] = field(default_factory=list, repr=False)
     anchors: list[bytes] = field(default_factory=list, repr=False)
+    setup: int = 0
+    client: int | None = None
+    associations: list[MeterState] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._take_in()
         if set(self.keys) != set(KeyId) or any(len(key) != self.suite.key_octets for key in self.keys.values()):
             raise InputError(f"a meter of suite {int(self.suite)} has four keys of {self.suite.key_octets} octets")
         if self.version not in (0, 1):
@@ -74,6 +88,20 @@ class MeterState:
             _ = self.demands
         except ProtocolError as error:
             raise InputError(error.message) from None
+
+    def _take_in(self) -> None:
+        """Make the further associations those of this device; raises InputError where two cannot be told apart."""
+        clients = [other.client for other in self.associations]
+        setups = [one.setup for one in (self, *self.associations)]
+        if len(set(clients)) != len(clients) or None in clients or PUBLIC_CLIENT_SAP in clients:
+            raise InputError("each further association of a meter has a client of its own, not the public one")
+        if len(set(setups)) != len(setups) or any(not 0 <= setup <= MAX_SETUP for setup in setups):
+            raise InputError(f"each association of a meter has a Security Setup of its own, 0 to {MAX_SETUP}")
+        for other in self.associations:
+            if (other.system_title, other.suite) != (self.system_title, self.suite):
+                raise InputError("all associations of a meter have its system title and suite")
+            other.key_pairs, other.new_key_pairs = self.key_pairs, self.new_key_pairs
+            other.certificates, other.anchors = self.certificates, self.anchors
 
     @property
     def demands(self) -> SecurityPolicy:
@@ -86,6 +114,20 @@ def encode(state: MeterState) -> str:
     document = {
         "system_title": str(state.system_title),
         "suite": int(state.suite),
+        **_association(state),
+        "key_pairs": _written(state.key_pairs),
+        "new_key_pairs": _written(state.new_key_pairs),
+        "certificates": [der.hex() for der in state.certificates],
+        "anchors": [der.hex() for der in state.anchors],
+        "associations": [
+            {"setup": other.setup, "client": other.client, **_association(other)} for other in state.associations
+        ],
+    }
+    return json.dumps(document, indent=1)
+
+
+def _association(state: MeterState) -> dict[str, object]:
+    return {
         "keys": {key_id.name.lower(): key.hex() for key_id, key in state.keys.items()},
         "tx_ic": state.tx_ic,
         "rx_ic": state.rx_ic,
@@ -96,28 +138,30 @@ def encode(state: MeterState) -> str:
         "secret": state.secret.hex(),
         "sent": state.sent,
         "lowest": state.lowest,
-        "key_pairs": _written(state.key_pairs),
-        "new_key_pairs": _written(state.new_key_pairs),
-        "certificates": [der.hex() for der in state.certificates],
-        "anchors": [der.hex() for der in state.anchors],
     }
-    return json.dumps(document, indent=1)
 
 
 def decode(text: str) -> MeterState:
     """Read the state from JSON; raises InputError."""
     try:
         document = json.loads(text)
-        return MeterState(
-            SystemTitle.parse(document["system_title"]),
-            SecuritySuite(document["suite"]),
-            _keys(document["keys"]),
-            int(document.get("tx_ic", 1)),
-            int(document.get("rx_ic", 0)),
-            **_rest(document),
-        )
+        device = {name: document[name] for name in ("system_title", "suite")}
+        others = [_state(other | device) for other in document.get("associations", [])]
+        return _state(document, others)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"this is not a meter's state: {type(error).__name__}") from None
+
+
+def _state(document: Mapping[str, Any], associations: Sequence[MeterState] = ()) -> MeterState:
+    return MeterState(
+        SystemTitle.parse(document["system_title"]),
+        SecuritySuite(document["suite"]),
+        _keys(document["keys"]),
+        int(document.get("tx_ic", 1)),
+        int(document.get("rx_ic", 0)),
+        associations=list(associations),
+        **_rest(document),
+    )
 
 
 def _keys(document: Mapping[str, str]) -> dict[KeyId, bytes]:
@@ -137,6 +181,8 @@ def _rest(document: Mapping[str, Any]) -> dict[str, Any]:
         "new_key_pairs": _read,
         "certificates": _octets,
         "anchors": _octets,
+        "setup": int,
+        "client": int,
     }
     return {name: reader(document[name]) for name, reader in readers.items() if name in document}
 

@@ -107,6 +107,7 @@ def renew_by_agreement(
     party: Party,
     names: Sequence[str],
     roles: tuple[MeterRole, ...] = (KeyRole.GUEK,),
+    association: str = "",
     *,
     prove_refusal: bool = False,
     wait: int = RECEIPT_SECONDS,
@@ -117,7 +118,10 @@ def renew_by_agreement(
     """
     outcomes: list[Outcome] = []
     for name in names:
-        with failing(outcomes, name), conversation(party, find_meter(party, name)) as speaking:
+        with (
+            failing(outcomes, name, association),
+            conversation(party, find_meter(party, name), association) as speaking,
+        ):
             refuse_unfinished(speaking)
             refuse_unagreeable(speaking.model, roles)
             current = current_key_set(speaking)

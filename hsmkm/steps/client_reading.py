@@ -77,9 +77,12 @@ def meter_titles(party: Party) -> list[bytes]:
         after = page[-1].system_title
 
 
-def read(party: Party, name: str, attributes: Sequence[AttributeRef]) -> list[Reading]:
-    """Read attributes of a meter straight from its address; raises as soon as one is refused."""
-    with _in_force(party, name) as (_, client):
+def read(party: Party, name: str, attributes: Sequence[AttributeRef], association: str = "") -> list[Reading]:
+    """Read attributes of a meter straight from its address; raises as soon as one is refused.
+
+    It is spoken to in an association by name, or the first of which keys are held.
+    """
+    with _in_force(party, name, association) as (_, client):
         found = [Reading(attribute, client.get(attribute)) for attribute in attributes]
     title = find_meter(party, name).title
     with party.store.begin("meter-read", title, {"attributes": [str(item) for item in attributes]}):
@@ -100,10 +103,10 @@ def _measured(client: Client, attribute: AttributeRef, generation: int) -> Measu
 
 
 @contextmanager
-def _in_force(party: Party, name: str) -> Iterator[tuple[int, Client]]:
+def _in_force(party: Party, name: str, association: str = "") -> Iterator[tuple[int, Client]]:
     """Associate under the keys that the meter has, and give the generation of its GUEK."""
     meter = find_meter(party, name)
-    with conversation(party, meter, _association(party, meter)) as speaking, ExitStack() as stack:
+    with conversation(party, meter, association or _association(party, meter)) as speaking, ExitStack() as stack:
         yield _first_accepted(speaking, stack)
 
 
@@ -111,10 +114,8 @@ def _association(party: Party, meter: Meter) -> str:
     """Name the first association of the meter's model of which keys are held here; the first of all where none are."""
     model = load_model(meter.model, party.home)
     for name in model.associations:
-        one = model.association(name)
-        place = meter.system_title, one.security_setup.number, one.addressing.client_sap
         with party.store.read() as tx:
-            if key_sets.generations(tx, *place):
+            if key_sets.generations(tx, meter.system_title, *model.association(name).place):
                 return name
     return ""
 

@@ -7,6 +7,7 @@ authenticated answer. Receive counters are durable, so an older answer replayed 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
@@ -62,6 +63,17 @@ class Conversation:
     model: MeterModel
     lease: Lease
     dial: Dial
+    is_first: bool = True
+
+    @property
+    def association(self) -> str:
+        """The name of the association; empty where the meter has just one."""
+        return self.model.association_name if self.model.others else ""
+
+    @property
+    def place(self) -> dict[str, object]:
+        """The association as records of what is done name it."""
+        return {"security_setup": self.setup, "client": self.client}
 
     @property
     def setup(self) -> int:
@@ -98,12 +110,30 @@ def conversation(
     `enrolling`: as the model says that a meter without certificates is spoken to; only where it may have none.
     Raises RefusedError while another process holds the lease, InputError where there is no such association.
     """
-    model = load_model(meter.model, party.home).association(association)
-    model = model.enrolling if enrolling else model
+    whole = load_model(meter.model, party.home)
+    model = whole.association(association)
+    with _leased(party, meter, (model.enrolling if enrolling else model,), whole.place) as (speaking,):
+        yield speaking
+
+
+@contextmanager
+def conversations(party: Party, meter: Meter) -> Iterator[tuple[Conversation, ...]]:
+    """Take the meter's lease for work in every association of its model; RefusedError as `conversation`."""
+    whole = load_model(meter.model, party.home)
+    every = tuple(whole.association(name) for name in whole.associations)
+    with _leased(party, meter, every, whole.place) as speaking:
+        yield speaking
+
+
+@contextmanager
+def _leased(
+    party: Party, meter: Meter, every: tuple[MeterModel, ...], first: tuple[int, int]
+) -> Iterator[tuple[Conversation, ...]]:
     with party.store.count() as tx:
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
     try:
-        yield Conversation(party, meter, model, lease, dial(party, meter))
+        reach = dial(party, meter)
+        yield tuple(Conversation(party, meter, model, lease, reach, model.place == first) for model in every)
     finally:
         with party.store.count() as tx:
             leases.release(tx, lease)
@@ -313,7 +343,7 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
         suite=SecuritySuite(pair.guek.suite),
         key=opened.key,
         counter=counter,
-        receive_counter=StoredReceiveCounter(speaking, pair.guek.key(KeyRole.GUEK).identity),
+        receive_counter=StoredReceiveCounter(speaking, _heard_under(speaking, pair.guek)),
         challenge=secrets.token_bytes(CHALLENGE_OCTETS),
         password=opened.password,
         secret=opened.secret,
@@ -326,6 +356,18 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
         key_source=opened.general,
         transactions=StoredTransactions(speaking.party, speaking.meter.system_title),
     )
+
+
+def _heard_under(speaking: Conversation, key_set: KeySet) -> bytes:
+    """Name the meter's counter under a GUEK, 16 octets.
+
+    A model's initial GUEK may be that of several associations, and the meter counts in each of them apart.
+    """
+    identity = key_set.key(KeyRole.GUEK).identity
+    if key_set.ref.generation or speaking.is_first:
+        return identity
+    place = bytes([speaking.setup]) + speaking.client.to_bytes(2, "big")
+    return hashlib.sha256(identity + place).digest()[: len(identity)]
 
 
 def _take_hint(speaking: Conversation, counter: StoredCounter, next_value: int) -> bool:
@@ -358,23 +400,25 @@ def read_public_counter(speaking: Conversation) -> int | None:
 def active_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
     """Give the verified key set that is in force; RefusedError where none is."""
     with party.store.read() as tx:
-        found = key_sets.active(tx, meter.system_title, model.security_setup.number, model.addressing.client_sap)
+        found = key_sets.active(tx, meter.system_title, *model.place)
     if found is None:
         title = meter.system_title.hex().upper()
-        raise RefusedError(f"no active keys for meter {title}", hint=f"see: hsmkm meter show {title}, hsmkm resolve")
+        where = f" in association {model.association_name}" if model.others else ""
+        hint = f"see: hsmkm meter show {title}, hsmkm resolve"
+        raise RefusedError(f"no active keys for meter {title}{where}", hint=hint)
     return found
 
 
 def initial_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
-    """Give generation 0: the keys that every meter of the model comes with."""
+    """Give generation 0: the keys that every meter of the model comes with in this association."""
     with party.store.read() as tx:
-        return models.initial(tx, meter.model, meter, model.security_setup.number, model.addressing.client_sap)
+        return models.initial(tx, meter.model, meter, *model.place, model.association_name)
 
 
-def read(party: Party, name: str, attributes: tuple[AttributeRef, ...]) -> list[Reading]:
-    """Read attributes of a meter under its active keys."""
+def read(party: Party, name: str, attributes: tuple[AttributeRef, ...], association: str = "") -> list[Reading]:
+    """Read attributes of a meter under its active keys, in an association by name or the first."""
     meter = find_meter(party, name)
-    with conversation(party, meter) as speaking:
+    with conversation(party, meter, association) as speaking:
         key_set = active_key_set(party, meter, speaking.model)
         with associated(speaking, Pair.of(key_set)) as client:
             found = [Reading(attribute, client.get(attribute)) for attribute in attributes]

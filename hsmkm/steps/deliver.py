@@ -126,7 +126,7 @@ def record(party: Party, package: Package, also: Callable[[Transaction], None]) 
     header = package.header
     path = _path(party, header.id)
     _write_partial(path, package.data)
-    detail = {"purpose": header.purpose.value, "id": header.id, "meters": len(package.meters)}
+    detail = {"purpose": header.purpose.value, "id": header.id, "meters": package.meter_count}
     made = _record(package)
     with party.store.begin("package-send", header.recipient.name, detail) as tx:
         also(tx)
@@ -158,7 +158,7 @@ def _record(package: Package) -> PackageRecord:
         expires=header.expires,
         sha256=package.sha256,
         state=SENT,
-        meters=len(package.meters),
+        meters=package.meter_count,
     )
 
 
@@ -173,7 +173,8 @@ def _write_partial(path: Path, data: bytes) -> None:
 def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None) -> Sent:
     """Export meters by name, or those of an order, to a registered party.
 
-    Each is given with its newest generation in force; RefusedError names each meter whose keys are in doubt or missing.
+    Each is given with its newest generation in force, in every association that there are keys of; RefusedError names
+    each meter whose keys are in doubt or missing.
     """
     try:
         kind = Purpose(purpose)
@@ -184,11 +185,12 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     trust = trust_of(party)
     with party.store.read() as tx:
         for meter in _selected(tx, names, order):
-            item = _exportable(tx, meter)
-            if isinstance(item, str):
-                reasons.append(item)
+            found = _exportable(tx, meter)
+            if isinstance(found, str):
+                reasons.append(found)
             else:
-                content.append(with_certificates(tx, trust, outgoing(meter, *item)))
+                given = [outgoing(meter, *item) for item in found]
+                content += [with_certificates(tx, trust, given[0]), *given[1:]]
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
     if not content:
@@ -214,20 +216,22 @@ def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> lis
     return found
 
 
-def _exportable(tx: Transaction, meter: Meter) -> tuple[KeySet, KeyState] | str:
+def _exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] | str:
+    """Give a meter's key sets in force, one for each association that has any, or say why it is not given."""
     if renewals.unfinished(tx, meter.system_title):
         return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
-    initial = models.get_keys(tx, meter.model)
-    shared = {key.identity for key in initial.keys} if initial else set()
-    sets = key_sets.for_meter(tx, meter.system_title)
-    held = [item for item in sets if item[1] is KeyState.ACTIVE]
-    fresh = [item for item in sets if item[1] is KeyState.PRE_ACTIVE]
-    if not held and not fresh:
+    found: dict[tuple[int, int], tuple[KeySet, KeyState]] = {}
+    for key_set, state in key_sets.for_meter(tx, meter.system_title):
+        place = key_set.ref.security_setup, key_set.ref.client
+        in_force = found[place][1] is KeyState.ACTIVE if place in found else False
+        if state is KeyState.ACTIVE or (state is KeyState.PRE_ACTIVE and not in_force):
+            found[place] = key_set, state
+    if not found:
         return f"meter {meter.title}: there are no keys in force"
-    found = (held or fresh)[-1]
-    if not shared.isdisjoint(key.identity for key in found[0].keys):
+    initial = models.initial_identities(tx, meter.model)
+    if not initial.isdisjoint(key.identity for key_set, _ in found.values() for key in key_set.keys):
         return f"meter {meter.title}: it still holds keys that its model comes with, inject it"
-    return found
+    return [found[place] for place in sorted(found)]
 
 
 def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[PackageRecord, bool]:

@@ -2,8 +2,9 @@
 
 A concentrator that is a client receives a generation before the meter is switched to it, and the activation after, so
 that no reading is lost between. One that was agreed on with the meter is known after the switch only, and given then.
-A relay is told of the meter and its address, without keys. No generation is given twice to the same client: it would
-refuse the second one as a replay.
+Of a meter with several associations a client gets the keys of those that the model says are for it
+(`for_concentrator`), and of no other. A relay is told of the meter and its address, without keys. No generation is
+given twice to the same client: it would refuse the second one as a replay.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ GIVEN, IN_FORCE = 0, 1
 """Revisions of a generation: given, then put in force."""
 
 
+NOWHERE = (-1, -1)
 Given = tuple[Conversation, KeySet]
 
 
@@ -44,13 +46,15 @@ def distribute(party: Party, given: Sequence[Given], state: KeyState) -> list[Se
     """
     content = defaultdict(list)
     waiting: dict[str, Sent] = {}
-    for speaking, key_set in given:
-        kind = _kind(speaking)
-        if not kind:
+    told: set[bytes] = set()
+    for speaking, key_set in sorted(given, key=lambda item: not _takes_keys(item[0])):
+        title, takes_keys = speaking.meter.system_title, _takes_keys(speaking)
+        if not _kind(speaking) or (title in told and not takes_keys):
             continue
+        told.add(title)
         before = _given_before(speaking, key_set)
         waiting |= {item.id: sent_of(party, item) for item in before if item.state == SENT}
-        with_keys = kind == CLIENT and not before
+        with_keys = takes_keys and not before
         item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, revision=GIVEN)
         with party.store.read() as tx:
             item = with_certificates(tx, trust_of(party), item) if with_keys else item
@@ -92,8 +96,10 @@ def activate(party: Party, given: Sequence[Given], wait: int) -> None:
 
 def owe_activation(tx: Transaction, speaking: Conversation, generation: int) -> None:
     """Record, with the switch itself, that a client is still to be told of it: a crash does not forget it."""
-    if speaking.meter.concentrator and parties.require(tx, speaking.meter.concentrator).kind == CLIENT:
-        intents.open(tx, speaking.meter.system_title, ACTIVATION, {"generation": generation})
+    concentrator = speaking.meter.concentrator
+    if concentrator and speaking.model.for_concentrator and parties.require(tx, concentrator).kind == CLIENT:
+        detail = {**speaking.place, "generation": generation}
+        intents.open(tx, speaking.meter.system_title, ACTIVATION, detail)
 
 
 def owed_activations(tx: Transaction, system_title: bytes | None = None) -> list[Intent]:
@@ -101,10 +107,22 @@ def owed_activations(tx: Transaction, system_title: bytes | None = None) -> list
     return [intent for intent in intents.unfinished(tx, system_title) if intent.action == ACTIVATION]
 
 
-def _settle(speaking: Conversation) -> None:
-    title = speaking.meter.system_title
+def owed_at(intent: Intent, first: tuple[int, int]) -> tuple[int, int]:
+    """Tell for which Security Setup and client an activation is owed: the first where its record names none."""
+    detail = dict(intent.detail)
+    return int(str(detail.get("security_setup", first[0]))), int(str(detail.get("client", first[1])))
+
+
+def owed_here(speaking: Conversation) -> list[Intent]:
+    """List the activations of one association of a meter that were never sent."""
     with speaking.party.store.read() as tx:
-        owed = owed_activations(tx, title)
+        owed = owed_activations(tx, speaking.meter.system_title)
+    place = speaking.model.place
+    return [item for item in owed if owed_at(item, place if speaking.is_first else NOWHERE) == place]
+
+
+def _settle(speaking: Conversation) -> None:
+    owed = owed_here(speaking)
     if owed:
         with speaking.party.store.begin("activation-sent", speaking.meter.title, {}) as tx:
             for intent in owed:
@@ -112,7 +130,12 @@ def _settle(speaking: Conversation) -> None:
 
 
 def _of_clients(given: Sequence[Given]) -> list[Given]:
-    return [item for item in given if _kind(item[0]) == CLIENT]
+    return [item for item in given if _takes_keys(item[0])]
+
+
+def _takes_keys(speaking: Conversation) -> bool:
+    """Tell whether the meter's concentrator holds the keys of this association."""
+    return speaking.model.for_concentrator and _kind(speaking) == CLIENT
 
 
 def _kind(speaking: Conversation) -> str:

@@ -62,11 +62,11 @@ class _Issued:
 
 
 def request_certificates(
-    party: Party, name: str, out: Path, profiles: Sequence[str] = METER_PROFILES
+    party: Party, name: str, out: Path, association: str = "", profiles: Sequence[str] = METER_PROFILES
 ) -> list[Enrolled]:
     """Let the meter make a key pair for each profile, and write its requests `TITLE.PROFILE.csr` for the authority."""
     made: list[Enrolled] = []
-    with _speaking(party, name) as (speaking, client):
+    with _speaking(party, name, association) as (speaking, client):
         title = speaking.meter.title
         for profile in profiles:
             with _noted(speaking, KEY_PAIR, profile) as outcome:
@@ -95,7 +95,7 @@ def _new_request(speaking: Conversation, client: Client, profile: str) -> Checke
     return request
 
 
-def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]:
+def import_certificates(party: Party, name: str, folder: Path, association: str = "") -> list[Enrolled]:
     """Put what the authority issued (`TITLE.PROFILE.pem`) into the meter, all of it checked before any is sent.
 
     RefusedError tells everything that is wrong with each. A meter lacks the certificate of the issuing authority at
@@ -103,12 +103,12 @@ def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]
     """
     meter = find_meter(party, name)
     issued = [_read_issued(party, path, profile) for profile, path in _files(folder, meter.title)]
-    with conversation(party, meter) as speaking:
+    with conversation(party, meter, association) as speaking:
         reasons = [reason for one in issued for reason in _import_reasons(speaking, one)]
     if reasons:
         raise RefusedError(f"nothing is imported into meter {meter.title}", reasons, hint="nothing was sent")
     done: list[Enrolled] = []
-    with _speaking(party, name) as (speaking, client):
+    with _speaking(party, name, association) as (speaking, client):
         _import_missing(speaking, client, [("issuing", one) for item in issued for one in item.authorities])
         for one in issued:
             with _noted(speaking, IMPORT, one.profile, fingerprint(one.leaf).hex()) as outcome:
@@ -122,23 +122,23 @@ def import_certificates(party: Party, name: str, folder: Path) -> list[Enrolled]
     return done
 
 
-def introduce(party: Party, name: str) -> list[Enrolled]:
+def introduce(party: Party, name: str, association: str = "") -> list[Enrolled]:
     """Put our own certificates into a meter that lacks them: what we sign and agree on it knows by them.
 
     The party that enrols a meter does so by itself; whoever comes to speak with it later has to.
     """
-    with _speaking(party, name) as (speaking, client):
+    with _speaking(party, name, association) as (speaking, client):
         sent = _import_missing(speaking, client, _ours(speaking))
         return [
             Enrolled(speaking.meter.title, label, "imported", None, f"{one.serial_number:X}") for label, one in sent
         ]
 
 
-def remove_certificate(party: Party, name: str, profile: str) -> list[Enrolled]:
+def remove_certificate(party: Party, name: str, profile: str, association: str = "") -> list[Enrolled]:
     """Let the meter forget its own certificate of a profile; nobody here uses it from then on."""
     if profile not in TYPES:
         raise InputError(f"a meter has no {profile!r} certificate", hint=f"one of {', '.join(METER_PROFILES)}")
-    with _speaking(party, name) as (speaking, client):
+    with _speaking(party, name, association) as (speaking, client):
         title = speaking.meter.title
         with _noted(speaking, REMOVE, profile) as outcome:
             wanted = dlms_certificates.encode_identification(_own(speaking, profile))
@@ -151,9 +151,9 @@ def remove_certificate(party: Party, name: str, profile: str) -> list[Enrolled]:
 
 
 @contextmanager
-def _speaking(party: Party, name: str) -> Iterator[tuple[Conversation, Client]]:
+def _speaking(party: Party, name: str, association: str) -> Iterator[tuple[Conversation, Client]]:
     """Associate under the active keys, everything authenticated and encrypted; RefusedError where that cannot be."""
-    with conversation(party, find_meter(party, name), enrolling=True) as speaking:
+    with conversation(party, find_meter(party, name), association, enrolling=True) as speaking:
         model, key_set = speaking.model, active_key_set(party, speaking.meter, speaking.model)
         if key_set.suite == 0 or model.security_setup.version == 0:
             raise RefusedError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hsmkm.config import load_model
 from hsmkm.errors import RefusedError
 from hsmkm.steps.communicate import Conversation, conversation, find_meter, initial_key_set
 from hsmkm.steps.credentials import secret_roles
@@ -33,28 +34,40 @@ from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
 
 
-def inject_many(party: Party, places: Sequence[tuple[str, str]]) -> list[Outcome]:
-    """Inject meters, each (name, address), one after the other; one that fails has its error in its outcome."""
+def inject_many(party: Party, places: Sequence[tuple[str, str]], association: str = "") -> list[Outcome]:
+    """Inject meters, each (name, address), one after the other, in every association or in one.
+
+    One that fails has its error in its outcome, and the others go on.
+    """
     outcomes: list[Outcome] = []
     for name, address in places:
-        with failing(outcomes, name):
-            outcomes.append(inject(party, name, address))
+        with failing(outcomes, name, association):
+            for each in (association,) if association else _associations(party, name):
+                with failing(outcomes, name, each):
+                    outcomes.append(inject(party, name, address, each))
     return outcomes
 
 
-def inject(party: Party, name: str, address: str) -> Outcome:
-    """Inject one provisioned meter; where its state is unknown afterwards, `resolve` finishes it.
+def _associations(party: Party, name: str) -> tuple[str, ...]:
+    """Name a meter's associations; the only one needs no name."""
+    names = load_model(find_meter(party, name).model, party.home).associations
+    return names if len(names) > 1 else ("",)
 
-    A meter that was injected before is left as it is.
+
+def inject(party: Party, name: str, address: str, association: str = "") -> Outcome:
+    """Inject one association of a provisioned meter, by name or the first; `resolve` finishes one left unknown.
+
+    What was injected before is left as it is.
     """
     meter = _at(party, find_meter(party, name), address)
-    with conversation(party, meter, enrolling=True) as speaking:
+    with conversation(party, meter, association, enrolling=True) as speaking:
         refuse_unfinished(speaking)
         newest, state = _newest(speaking)
         roles = with_probe(speaking.model, (*ALL_KEYS, *secret_roles(speaking.model)))
         current, fresh = initial_key_set(party, meter, speaking.model), newest
         if state is KeyState.ACTIVE and not shares_keys(newest, current):
-            return Outcome(meter.title, "active", newest.ref.generation, "the meter was injected before")
+            number, detail = newest.ref.generation, "the meter was injected before"
+            return Outcome(meter.title, "active", number, detail, association=speaking.association)
         if state is KeyState.ACTIVE or was_sent(speaking, newest):
             held = newest if state is KeyState.ACTIVE else current
             (outcome,) = carry_out(party, [prepare(speaking, held, roles)], prove_refusal=True)
@@ -79,7 +92,7 @@ def _newest(speaking: Conversation) -> tuple[KeySet, KeyState]:
     """Give the newest generation with its state; RefusedError where the meter was never provisioned or is spent."""
     meter = speaking.meter
     with speaking.party.store.read() as tx:
-        found = key_sets.newest(tx, meter.system_title, speaking.setup, speaking.client)
+        found = key_sets.newest(tx, meter.system_title, *speaking.model.place)
         state = key_states.state(tx, found.ref) if found else None
     if found is None or state not in (KeyState.PRE_ACTIVE, KeyState.ACTIVE):
         raise RefusedError(f"meter {meter.title} has no keys to inject", hint="provision it with an order first")

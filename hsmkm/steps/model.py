@@ -35,15 +35,18 @@ def choose_suite(model: MeterModel, suite: int | None) -> int:
     return model.suites[0]
 
 
-def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
+def import_keys(party: Party, name: str, suite: int, path: Path, association: str = "") -> list[str]:
     """Import a model's initial keys from a file of lines `role = hex`; gives the roles imported.
 
-    The file must be readable by its owner alone; it is not removed. Raises PolicyError where policy.import_keys or the
-    file's mode forbids it, InputError that names each wrong line, RefusedError where the model has keys already.
+    They are those of the first association, and of each other one without keys of its own. The file must be readable by
+    its owner alone; it is not removed. Raises PolicyError where policy.import_keys or the file's mode forbids it,
+    InputError that names each wrong line, RefusedError where the association has keys already.
     """
     if not party.settings.policy.import_keys:
         raise PolicyError("the policy forbids to import keys in clear", hint="see policy.import_keys in hsmkm.toml")
-    model = load_model(name, party.home)
+    whole = load_model(name, party.home)
+    model = whole.association(association)
+    owner = name if model.place == whole.place else models.name_for(name, association)
     if suite not in model.suites:
         raise InputError(f"model {name} has no security suite {suite}")
     sealed = {}
@@ -51,8 +54,9 @@ def import_keys(party: Party, name: str, suite: int, path: Path) -> list[str]:
         with party.vault.import_key(role, suite, value) as key:
             sealed[role] = party.vault.seal(key)
     roles = sorted(role.value for role in sealed)
-    with party.store.begin("model-import-keys", name, {"suite": suite, "roles": roles}) as tx:
-        made = ModelKeys(name, suite, party.vault.storage_key, _with_identities(tx, sealed))
+    detail = {"suite": suite, "roles": roles} | ({"association": association} if association else {})
+    with party.store.begin("model-import-keys", name, detail) as tx:
+        made = ModelKeys(owner, suite, party.vault.storage_key, _with_identities(tx, sealed))
         models.add_keys(tx, models.authenticate(party.vault, made))
     return roles
 

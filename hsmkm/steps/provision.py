@@ -1,21 +1,22 @@
-"""Steps 1 and 2: a unique key set for each meter of a production order, and the injection package that carries it.
+"""Steps 1 and 2: unique key sets for each meter of a production order, and the injection package that carries them.
 
-For one meter, in the token: generate 4 keys; wrap 4 for the store; wrap GUEK, GBEK and GAK under the master key, and
-the master key under the package key; make the MAC (2 calls); destroy 4. An LLS or HLS secret is one more key. Up to
-10,000 meters make one package, and one transaction holds the meters, their key sets and the package's record; a crash
-between two goes on where it stopped.
+A meter has one key set for each association of its model. For one of them, in the token: generate 4 keys; wrap 4 for
+the store; wrap GUEK, GBEK and GAK under the master key, and the master key under the package key; make the MAC (2
+calls); destroy 4. An LLS or HLS secret is one more key. Up to 10,000 key sets make one package, and one transaction
+holds the meters, their key sets and the package's record; a crash between two goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from hsmkm.config import load_model
 from hsmkm.errors import Fault, InputError, IntegrityError
+from hsmkm.meter_model import MeterModel
 from hsmkm.packages.content import MAX_METERS, MeterEntry, Purpose, WrappedKey, under
 from hsmkm.packages.send import seal_package
 from hsmkm.pki.slots import curve_for
@@ -62,14 +63,25 @@ def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
         if known is not None and known.state == orders.DONE:
             return Provisioned(order_id, known.rows, (), already=True)
         waiting = _waiting(party, tx, order)
-    sent = [_provision_chunk(party, order, chunk, line) for chunk in _chunks(waiting)]
+    models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
+    sent = [_provision_chunk(party, order, chunk, line) for chunk in _chunks(waiting, models)]
     with party.store.begin("order-done", order_id, {"meters": len(order.meters)}) as tx:
         orders.set_state(tx, order_id, orders.DONE)
     return Provisioned(order_id, len(order.meters), tuple(item.path for item in sent), already=False)
 
 
-def _chunks(waiting: Sequence[OrderedMeter]) -> list[Sequence[OrderedMeter]]:
-    return [waiting[start : start + MAX_METERS] for start in range(0, len(waiting), MAX_METERS)]
+def _chunks(waiting: Sequence[OrderedMeter], models: Mapping[str, MeterModel]) -> list[list[OrderedMeter]]:
+    """Divide meters so that the key sets of each chunk fit into one package."""
+    chunks: list[list[OrderedMeter]] = []
+    room = 0
+    for item in waiting:
+        needed = len(models[item.model].associations)
+        if needed > room:
+            chunks.append([])
+            room = MAX_METERS
+        chunks[-1].append(item)
+        room -= needed
+    return chunks
 
 
 def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[OrderedMeter]:
@@ -101,7 +113,8 @@ def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[Order
     born: list[_Born] = []
 
     def fill(package_key: KeyHandle) -> tuple[MeterEntry, ...]:
-        born.extend(birth(party, package_key, item, order_id) for item in chunk)
+        for item in chunk:
+            born.extend(births(party, package_key, item, order_id))
         _refuse_twins(born)
         return tuple(item.entry for item in born)
 
@@ -110,18 +123,23 @@ def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[Order
     def also(tx: Transaction) -> None:
         if orders.get(tx, order_id) is None:
             orders.add(tx, Order(order_id, order.name, len(order.meters)))
-        meters.add_many(tx, [item.meter for item in born])
+        meters.add_many(tx, list({item.meter.system_title: item.meter for item in born}.values()))
         key_sets.add_many(tx, [item.key_set for item in born])
 
     return record(party, package, also)
 
 
-def birth(party: Party, package_key: KeyHandle, item: OrderedMeter, order_id: str) -> _Born:
-    """Make one meter's key set: 18 calls of the token, none of which asks for a length, and 4 more for a secret."""
-    vault, model = party.vault, load_model(item.model, party.home)
-    setup, client = model.security_setup.number, model.addressing.client_sap
+def births(party: Party, package_key: KeyHandle, item: OrderedMeter, order_id: str) -> list[_Born]:
+    """Make one meter's key sets, one for each association."""
+    whole = load_model(item.model, party.home)
     meter = Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id)
-    ref = KeySetRef(meter.system_title, setup, client, FIRST_GENERATION)
+    return [_birth(party, package_key, whole.association(name), item, meter) for name in whole.associations]
+
+
+def _birth(party: Party, package_key: KeyHandle, model: MeterModel, item: OrderedMeter, meter: Meter) -> _Born:
+    """Make one key set: 18 calls of the token, none of which asks for a length, and 4 more for a secret."""
+    vault = party.vault
+    ref = KeySetRef(meter.system_title, *model.place, FIRST_GENERATION)
     stored, wrapped = [], []
     with ExitStack() as handles:
         master = handles.enter_context(vault.generate(KeyRole.MASTER, item.suite))

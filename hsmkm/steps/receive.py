@@ -149,6 +149,7 @@ def _certified(party: Party, opened: Opened) -> list[_Certified]:
 
 def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> PackageRecord:
     header = opened.header
+    count = len({item.entry.system_title for item in opened.meters})
     record = PackageRecord(
         id=header.id,
         direction=Direction.RECEIVED,
@@ -159,9 +160,9 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
         expires=header.expires,
         sha256=opened.sha256,
         state=TAKEN,
-        meters=len(opened.meters),
+        meters=count,
     )
-    detail = {"purpose": header.purpose.value, "id": header.id, "meters": len(opened.meters)}
+    detail = {"purpose": header.purpose.value, "id": header.id, "meters": count}
     with party.store.begin("package-take", opened.sender, detail) as tx:
         packages.add(tx, record)
         store_opened(tx, opened)

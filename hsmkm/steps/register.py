@@ -2,16 +2,20 @@
 
 address and concentrator recorded -> distribution (keys for a client, none for a relay) -> receipt
 -> association through the concentrator -> renewal of the global keys (step 6) -> their distribution -> receipt
+
+All associations of a meter are spoken in and renewed, for the factory knew the keys of all of them. Which of them a
+client gets the keys of is said by the model.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from hsmkm.errors import PartlyDoneError, RefusedError
-from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter, split_address
+from hsmkm.steps.communicate import Conversation, associated, conversations, find_meter, split_address
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.distribute import Given, await_receipts, distribute
 from hsmkm.steps.party import Party, utc_now
@@ -29,22 +33,36 @@ def register(party: Party, places: Sequence[tuple[str, str]], concentrator: str,
     stays done. A meter that fails has its error in its outcome, and the others go on.
     """
     outcomes: list[Outcome] = []
-    registered: list[str] = []
+    registered: defaultdict[str, list[str]] = defaultdict(list)
     for start in range(0, len(places), SLICE):
         with ExitStack() as held:
             given: list[Given] = []
             for name, address in places[start : start + SLICE]:
                 with failing(outcomes, name):
                     meter = _behind(party, find_meter(party, name), concentrator, address)
-                    speaking = held.enter_context(conversation(party, meter))
-                    refuse_unfinished(speaking)
-                    given.append((speaking, held_key_set(speaking)))
+                    every = held.enter_context(conversations(party, meter))
+                    _refuse_strange_keys(every)
+                    for speaking in every:
+                        with failing(outcomes, name, speaking.association):
+                            refuse_unfinished(speaking)
+                            given.append((speaking, held_key_set(speaking)))
             given = _given_in_time(party, given, outcomes, wait)
             for speaking, key_set in given:
-                with failing(outcomes, speaking.meter.title):
+                with failing(outcomes, speaking.meter.title, speaking.association):
                     _speak(speaking, key_set)
-                    registered.append(speaking.meter.title)
-    return outcomes + renew(party, registered, GLOBAL_KEYS, wait=wait)
+                    registered[speaking.association].append(speaking.meter.title)
+    for association, titles in registered.items():
+        outcomes += renew(party, titles, GLOBAL_KEYS, association, wait=wait)
+    return outcomes
+
+
+def _refuse_strange_keys(every: Sequence[Conversation]) -> None:
+    """Raise RefusedError where there are keys of an association that the model lacks: they would never be renewed."""
+    (speaking, *_) = every
+    with speaking.party.store.read() as tx:
+        held = {item.ref for item, _ in key_sets.for_meter(tx, speaking.meter.system_title)}
+    for ref in sorted(held):
+        speaking.model.at((ref.security_setup, ref.client))
 
 
 def _given_in_time(party: Party, given: list[Given], outcomes: list[Outcome], wait: int) -> list[Given]:
@@ -52,19 +70,23 @@ def _given_in_time(party: Party, given: list[Given], outcomes: list[Outcome], wa
     try:
         await_receipts(party, distribute(party, given, KeyState.ACTIVE), wait)
     except (RefusedError, PartlyDoneError) as error:
-        outcomes += [Outcome(item[0].meter.title, "failed", 0, error.message, error) for item in given]
+        outcomes += [
+            Outcome(speaking.meter.title, "failed", 0, error.message, error, speaking.association)
+            for speaking, _ in given
+        ]
         return []
     return given
 
 
 def held_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force, or the one that came with the meter and was never used from here."""
-    place = speaking.meter.system_title, speaking.setup, speaking.client
+    place = speaking.meter.system_title, *speaking.model.place
     with speaking.party.store.read() as tx:
         found = key_sets.active(tx, *place) or key_sets.newest(tx, *place)
     if found is None:
+        where = f" for association {speaking.association}" if speaking.association else ""
         raise RefusedError(
-            f"there are no keys of meter {speaking.meter.title}", hint="import its delivery package first"
+            f"there are no keys of meter {speaking.meter.title}{where}", hint="import its delivery package first"
         )
     return found
 

@@ -118,6 +118,10 @@ class Work:
         """The stages, in order."""
         return plan(self.speaking.model, self.renewal.roles)
 
+    def outcome(self, state: str, key_set: KeySet, detail: str) -> Outcome:
+        """Say how the work ended."""
+        return Outcome(self.title, state, key_set.ref.generation, detail, association=self.speaking.association)
+
     def advance(self, tx: Transaction, state: RenewalState, stage: str | None = None) -> None:
         """Move the renewal on within a transaction."""
         renewals.advance(tx, self.renewal.id, state, self.renewal.stage if stage is None else stage)
@@ -128,59 +132,65 @@ def renew(
     party: Party,
     names: Sequence[str],
     roles: tuple[MeterRole, ...],
+    association: str = "",
     *,
     prove_refusal: bool = False,
     wait: int = RECEIPT_SECONDS,
 ) -> list[Outcome]:
     """Renew keys of meters; one whose state is unknown afterwards is for `resolve` to finish.
 
-    `wait` is how many seconds a concentrator that holds keys has for each of its receipts. A meter that fails has its
-    error in its outcome, and the others go on.
+    The keys of one association are renewed, by name or the first. `wait` is how many seconds a concentrator that holds
+    keys has for each of its receipts. A meter that fails has its error in its outcome, and the others go on.
     """
     outcomes: list[Outcome] = []
     for start_at in range(0, len(names), SLICE):
         with ExitStack() as held:
             works = []
             for name in names[start_at : start_at + SLICE]:
-                with failing(outcomes, name):
-                    works.append(_begin(party, held, name, roles))
+                with failing(outcomes, name, association):
+                    works.append(_begin(party, held, name, roles, association))
             outcomes += carry_out(party, works, prove_refusal=prove_refusal, wait=wait)
     return outcomes
 
 
 @contextmanager
-def failing(outcomes: list[Outcome], name: str) -> Iterator[None]:
-    """Turn an error of one meter into its outcome."""
+def failing(outcomes: list[Outcome], name: str, association: str = "") -> Iterator[None]:
+    """Turn an error of one meter, or of one association of it, into its outcome."""
     try:
         yield
     except (RefusedError, InputError, TransportError, ProtocolError, IntegrityError, PartlyDoneError) as error:
         state = "unknown" if isinstance(error, InDoubtError) else "failed"
-        outcomes.append(Outcome(name, state, 0, error.message, error))
+        outcomes.append(Outcome(name, state, 0, error.message, error, association))
 
 
-def _begin(party: Party, held: ExitStack, name: str, roles: tuple[MeterRole, ...]) -> Work:
-    speaking = held.enter_context(conversation(party, find_meter(party, name)))
+def _begin(party: Party, held: ExitStack, name: str, roles: tuple[MeterRole, ...], association: str) -> Work:
+    speaking = held.enter_context(conversation(party, find_meter(party, name), association))
     refuse_unfinished(speaking)
     return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, roles))
 
 
 def refuse_unfinished(speaking: Conversation) -> None:
-    """Raise RefusedError where an earlier renewal of the meter did not end."""
-    title = speaking.meter.system_title
-    with speaking.party.store.read() as tx:
-        open_ones = renewals.unfinished(tx, title)
+    """Raise RefusedError where an earlier renewal in this association of the meter did not end."""
+    open_ones = open_renewals(speaking)
     if open_ones:
-        text = title.hex().upper()
+        text = speaking.meter.title
         raise RefusedError(
             f"renewal {open_ones[-1].id} of {text} is not finished: {open_ones[-1].state}",
             hint=f"finish it with: hsmkm resolve {text}",
         )
 
 
+def open_renewals(speaking: Conversation) -> list[Renewal]:
+    """List the renewals in this association of the meter that did not end, oldest first."""
+    with speaking.party.store.read() as tx:
+        found = renewals.unfinished(tx, speaking.meter.system_title)
+    return [item for item in found if item.place == speaking.model.place]
+
+
 def current_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force: the active one, or the model's initial keys where none was ever active."""
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, speaking.meter.system_title, speaking.setup, speaking.client)
+        found = key_sets.active(tx, speaking.meter.system_title, *speaking.model.place)
     return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
 
 
@@ -190,10 +200,11 @@ def shares_keys(key_set: KeySet, other: KeySet) -> bool:
 
 
 def was_sent(speaking: Conversation, key_set: KeySet) -> bool:
-    """Tell whether a key transfer of this generation was ever begun."""
+    """Tell whether a key transfer of this generation was ever begun; a record without a place counts for each."""
+    wanted = {**speaking.place, "generation": key_set.ref.generation}
     with speaking.party.store.read() as tx:
         begun = intents.listing(tx, speaking.meter.system_title, KEY_TRANSFER)
-    return any(item.detail["generation"] == key_set.ref.generation for item in begun)
+    return any(wanted.items() <= {**speaking.place, **item.detail}.items() for item in begun)
 
 
 def prepare(speaking: Conversation, current: KeySet, roles: tuple[MeterRole, ...]) -> Work:
@@ -281,12 +292,12 @@ def _carry_out_behind_one(party: Party, works: Sequence[Work], *, prove_refusal:
         announce(party, [(work.speaking, work.fresh) for work in works], wait)
     except (RefusedError, PartlyDoneError) as error:
         for work in works:
-            with failing(outcomes, work.title):
+            with failing(outcomes, work.title, work.speaking.association):
                 _leave(work, error)
         return outcomes
     done: list[Work] = []
     for work in works:
-        with failing(outcomes, work.title):
+        with failing(outcomes, work.title, work.speaking.association):
             outcomes.append(_switch_meter(work, prove_refusal=prove_refusal))
             done.append(work)
     try:
@@ -331,7 +342,7 @@ def _confirm(work: Work, stage: Stage | None) -> None:
 
 def _send(work: Work, client: Client, stage: Stage) -> None:
     send = _request(work, stage)
-    detail = {"stage": stage.name, "generation": work.fresh.ref.generation}
+    detail = {**work.speaking.place, "stage": stage.name, "generation": work.fresh.ref.generation}
     with work.party.store.begin("key-transfer", work.title, detail) as tx:
         work.advance(tx, RenewalState.SENT, stage.name)
         intent = intents.open(tx, work.speaking.meter.system_title, KEY_TRANSFER, detail)
@@ -419,7 +430,7 @@ def complete(work: Work) -> Outcome:
         owe_activation(tx, work.speaking, work.fresh.ref.generation)
         work.advance(tx, RenewalState.ACTIVE)
     roles = ", ".join(role.value for role in work.renewal.roles)
-    return Outcome(work.title, "active", work.fresh.ref.generation, f"renewed and verified: {roles}")
+    return work.outcome("active", work.fresh, f"renewed and verified: {roles}")
 
 
 def switch(tx: Transaction, current: KeySet, fresh: KeySet) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from hsmkm.config import load_model
 from hsmkm.errors import IntegrityError, ProtocolError, TransportError
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps.agree import by_agreement
@@ -24,7 +25,7 @@ from hsmkm.steps.communicate import (
     initial_key_set,
 )
 from hsmkm.steps.credentials import Pair, secret_roles
-from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations
+from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations, owed_at, owed_here
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
@@ -35,8 +36,10 @@ from hsmkm.steps.renew import (
     carry_out,
     close_intents,
     complete,
+    failing,
     key_transfer_method,
     meter_answers,
+    open_renewals,
     prepare,
     prove_old_refused,
     switch,
@@ -77,19 +80,37 @@ def _identity(key_set: KeySet, role: MeterRole) -> bytes | None:
     return key_set.key(role).identity if key_set.has(role) else None
 
 
-def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
-    """Finish what a renewal left open on one meter; PartlyDoneError while the meter does not tell.
+def resolve_all(party: Party, name: str, association: str = "", *, go_on: bool = True) -> list[Outcome]:
+    """Finish what renewals left open in every association of a meter, or in one; those that fail stop no other."""
+    meter = find_meter(party, name)
+    whole = load_model(meter.model, party.home)
+    with party.store.read() as tx:
+        open_ones = renewals.unfinished(tx, meter.system_title)
+        places = {item.place for item in open_ones}
+        places |= {owed_at(item, whole.place) for item in owed_activations(tx, meter.system_title)}
+    names = [whole.at(place).association_name for place in sorted(places)] or [""]
+    outcomes: list[Outcome] = []
+    for each in [association] if association else names:
+        with failing(outcomes, name, each):
+            outcomes.append(resolve(party, name, each, go_on=go_on))
+    return outcomes
+
+
+def resolve(party: Party, name: str, association: str = "", *, go_on: bool = True) -> Outcome:
+    """Finish what a renewal left open on one meter in an association, by name or the first.
+
+    Raises PartlyDoneError while the meter does not tell what it holds.
 
     With `go_on`, a renewal that did not wholly reach the meter goes on, with fresh keys in place of those of every
     transfer that the meter did not take wholly.
     """
     meter = find_meter(party, name)
+    place = load_model(meter.model, party.home).association(association).place
     with party.store.read() as tx:
-        injecting = [one for one in renewals.unfinished(tx, meter.system_title) if one.from_generation == 0]
-    with conversation(party, meter, enrolling=bool(injecting)) as speaking:
-        with party.store.read() as tx:
-            open_ones = renewals.unfinished(tx, meter.system_title)
-        title = meter.system_title.hex().upper()
+        open_ones = [one for one in renewals.unfinished(tx, meter.system_title) if one.place == place]
+    injecting = any(one.from_generation == 0 for one in open_ones)
+    with conversation(party, meter, association, enrolling=injecting) as speaking:
+        open_ones = open_renewals(speaking)
         if not open_ones:
             return _tell_concentrator(speaking)
         work = _work(speaking, open_ones[-1])
@@ -106,7 +127,7 @@ def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
         if not go_on:
             if settled is not work.current:
                 await_receipts(party, distribute(party, [(speaking, settled)], KeyState.ACTIVE), RECEIPT_SECONDS)
-            return Outcome(title, "abandoned", settled.ref.generation, "what the meter holds is recorded and in force")
+            return work.outcome("abandoned", settled, "what the meter holds is recorded and in force")
         again = prepare(speaking, settled, with_probe(speaking.model, truth.lacking(work)))
         (outcome,) = carry_out(party, [again], prove_refusal=work.current.ref.generation == 0)
         return outcome
@@ -114,14 +135,12 @@ def resolve(party: Party, name: str, *, go_on: bool = True) -> Outcome:
 
 def _tell_concentrator(speaking: Conversation) -> Outcome:
     """Send the activation that a broken-off renewal still owes to a client, if any."""
-    meter = speaking.meter
-    with speaking.party.store.read() as tx:
-        owed = owed_activations(tx, meter.system_title)
-    if not owed:
-        return Outcome(meter.title, "settled", 0, "no renewal of this meter is unfinished")
+    meter, settled = speaking.meter, partial(Outcome, association=speaking.association)
+    if not owed_here(speaking):
+        return settled(meter.title, "settled", 0, "no renewal of this meter is unfinished")
     key_set = active_key_set(speaking.party, meter, speaking.model)
     activate(speaking.party, [(speaking, key_set)], RECEIPT_SECONDS)
-    return Outcome(meter.title, "settled", key_set.ref.generation, "its concentrator is told of the keys in force")
+    return settled(meter.title, "settled", key_set.ref.generation, "its concentrator is told of the keys in force")
 
 
 def unfinished(party: Party) -> list[str]:

@@ -88,6 +88,7 @@ class Outcome:
     generation: int
     detail: str
     error: HsmkmError | None = None
+    association: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def _abandoned(work: Work, *, go_on: bool, wait: int) -> Outcome:
         work.advance(tx, RenewalState.ABANDONED)
     if go_on:
         return agree(work.speaking, work.current, wait=wait)
-    return Outcome(work.title, "abandoned", work.current.ref.generation, "the meter holds the keys from before")
+    return work.outcome("abandoned", work.current, "the meter holds the keys from before")
 
 
 def _led_back(work: Work) -> KeySet:
@@ -119,7 +119,7 @@ def _transfer(work: Work, client: Client) -> KeySet:
         fresh = add_generation(tx, work.speaking, work.current, keys, KeyState.PRE_ACTIVE)
         begin_counter(tx, work.speaking, work.current, fresh)
         renewals.lead_to(tx, work.renewal.id, fresh.ref.generation)
-        detail = {"stage": WAY_BACK, "generation": fresh.ref.generation}
+        detail = {**work.speaking.place, "stage": WAY_BACK, "generation": fresh.ref.generation}
         intent = intents.open(tx, fresh.ref.system_title, KEY_TRANSFER, detail)
     client.action(key_transfer_method(model), transfer_payload(party, fresh, (KeyRole.GUEK,), work.current))
     with party.store.begin("key-transfer-outcome", work.title, {**detail, "outcome": "acknowledged"}) as tx:

@@ -81,12 +81,32 @@ def identity_of(tx: Transaction, storage_key: int, wrapped: bytes) -> bytes | No
     return None
 
 
-def initial(tx: Transaction, model_name: str, meter: Meter, security_setup: int, client: int) -> KeySet:
+def name_for(model: str, association: str) -> str:
+    """Name the initial keys that a model's meters have in one further association; no model's name has a slash."""
+    return f"{model}/{association}"
+
+
+def initial_keys(tx: Transaction, model: str, association: str) -> ModelKeys | None:
+    """Read the keys that meters of a model come with in an association: its own, or else the model's."""
+    return get_keys(tx, name_for(model, association)) or get_keys(tx, model)
+
+
+def initial_identities(tx: Transaction, model: str) -> set[bytes]:
+    """Read the identities of all keys that meters of a model come with, in any association."""
+    names = tx.all(select(table.c.name).where(table.c["keys"].is_not(None)))
+    own = [row["name"] for row in names if row["name"].partition("/")[0] == model]
+    found = [get_keys(tx, name) for name in own]
+    return {key.identity for keys in found if keys for key in keys.keys}
+
+
+def initial(
+    tx: Transaction, model_name: str, meter: Meter, security_setup: int, client: int, association: str = ""
+) -> KeySet:
     """Return a meter's key set of generation 0; raises RefusedError if its model has no initial keys or another suite.
 
     Its MAC is the model's and was verified here; the meter itself is not covered by it.
     """
-    keys = get_keys(tx, model_name)
+    keys = initial_keys(tx, model_name, association)
     if keys is None:
         raise RefusedError(f"model {model_name} has no initial keys", hint="import them with hsmkm model import")
     if (meter.model, meter.suite) != (model_name, keys.suite):

@@ -75,6 +75,11 @@ class Renewal:
     updated: datetime
 
     @property
+    def place(self) -> tuple[int, int]:
+        """The Security Setup and the client whose keys are renewed."""
+        return self.security_setup, self.client
+
+    @property
     def old(self) -> KeySetRef:
         """The key set that is replaced."""
         return KeySetRef(self.system_title, self.security_setup, self.client, self.from_generation)
