@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hsmkm.errors import Fault, InputError
-from hsmkm.meter_model import FLAG_ID, MAX_SETUP, MeterModel
+from hsmkm.meter_model import FLAG_ID, MeterModel
 from hsmkm.reading_settings import ReadingSettings
 
 SETTINGS_FILE = "hsmkm.toml"
@@ -436,10 +436,10 @@ def _base(first: MeterModel, table: object) -> MeterModel:
     """Give what an association takes over: names that follow from the number of a Security Setup are not among it."""
     section = table.get("security_setup") if isinstance(table, dict) else None
     number = section.get("number") if isinstance(section, dict) else None
-    if type(number) is not int or number == first.security_setup.number or not 0 <= number <= MAX_SETUP:
+    if type(number) is not int or number == first.security_setup.number:
         return first
-    setup = replace(first.security_setup, number=number, logical_name="")
-    return replace(first, security_setup=setup, counter=replace(first.counter, logical_name=""))
+    setup = replace(first.security_setup, logical_name=f"0.0.43.0.{number}.255")
+    return replace(first, security_setup=setup, counter=replace(first.counter, logical_name=f"0.0.43.1.{number}.255"))
 
 
 def _clashes(one: MeterModel, others: Sequence[MeterModel]) -> list[tuple[str, str]]:

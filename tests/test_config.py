@@ -172,13 +172,24 @@ def test_an_association_that_the_model_lacks_is_refused_with_those_it_has(tmp_pa
     ("text", "faults"),
     [
         ('association_name = "Management 1"\n', [(2, "association_name")]),
-        ("[associations.Reading]\naddressing.client_sap = 2\n", [(2, "associations.Reading.association_name")]),
-        ("[associations.management]\naddressing.client_sap = 2\n", [(2, "associations.management.association_name")]),
+        (
+            "[associations.Reading]\naddressing.client_sap = 2\nsecurity_setup.number = 1\n",
+            [(2, "associations.Reading.association_name")],
+        ),
+        (
+            "[associations.management]\naddressing.client_sap = 2\nsecurity_setup.number = 1\n",
+            [(2, "associations.management.association_name")],
+        ),
+        (
+            "[associations.reading]\naddressing.client_sap = 2\n",
+            [(2, "associations.reading.security_setup.logical_name")],
+        ),
         ("[associations.reading]\n", [(2, "associations.reading.addressing.client_sap")]),
         (
             (
-                "[associations.a]\n[associations.a.addressing]\nclient_sap = 2\n"
-                "[associations.b.addressing]\nclient_sap = 2\n"
+                "[associations.a]\nsecurity_setup.number = 1\n[associations.a.addressing]\nclient_sap = 2\n"
+                "[associations.b]\nsecurity_setup.number = 1\n"
+                "security_setup.logical_name = '0.0.43.0.2.255'\naddressing.client_sap = 2\n"
             ),
             [(6, "associations.b.addressing.client_sap")],
         ),
@@ -186,15 +197,18 @@ def test_an_association_that_the_model_lacks_is_refused_with_those_it_has(tmp_pa
         ("[associations.reading.security_setup]\nnumber = -1\n", [(3, "associations.reading.security_setup.number")]),
         ("[associations.reading.security_setup]\nnumber = 1.5\n", [(3, "associations.reading.security_setup.number")]),
         ("[associations.r]\n[associations.r.addressing]\nport = 2\n", [(4, "associations.r.addressing.port")]),
-        ('[associations.r]\nflags = ["XYZ"]\naddressing.client_sap = 2\n', [(3, "associations.r.flags")]),
+        (
+            '[associations.r]\nflags = ["XYZ"]\naddressing.client_sap = 2\nsecurity_setup.number = 1\n',
+            [(3, "associations.r.flags")],
+        ),
         ('associations = "reading"\n', [(2, "associations")]),
         ("[associations]\nreading = 1\n", [(3, "associations.reading")]),
         (
-            "[associations.r]\n[associations.r.addressing]\nclient_sap = 2\n[associations.r.protection]\npolicy = 3\n",
-            [(6, "associations.r.protection.policy")],
+            "[associations.r]\nsecurity_setup.number = 1\naddressing.client_sap = 2\nprotection.policy = 3\n",
+            [(2, "associations.r.protection.policy")],
         ),
         (
-            "[authentication]\nmechanism = 7\n[associations.r.addressing]\nclient_sap = 2\n",
+            "[authentication]\nmechanism = 7\n[associations.r]\nsecurity_setup.number = 1\naddressing.client_sap = 2\n",
             [(3, "authentication.mechanism")],
         ),
         (
