@@ -105,7 +105,7 @@ def build_realm(folder: Path, profiles: Mapping[str, str] | None = None, *, init
         make_token(settings, ACTOR)
     _make_authorities(realm)
     for name in list(TITLES)[1:]:
-        _certify(realm, name)
+        certify_home(realm, name)
     _register(realm)
     if initial_keys:
         _import_initial_keys(realm)
@@ -120,7 +120,8 @@ def _make_authorities(realm: Realm) -> None:
         certify.publish(party, realm.folder / "pki", 7)
 
 
-def _certify(realm: Realm, name: str) -> None:
+def certify_home(realm: Realm, name: str) -> None:
+    """Let a home request its certificates, and the authority issue them."""
     requests, issued = realm.folder / "requests" / name, realm.folder / "certificates" / name
     with realm.open(name) as party:
         certify.request(party, ("127.0.0.1", "hsmkm.example"), requests)

@@ -13,7 +13,6 @@ from hsmkm.cli.frame import frame, show, standing_worker, talk
 from hsmkm.cli.listening import announce, log_to_stderr
 from hsmkm.cli.reference import attribute
 from hsmkm.concentrator import health
-from hsmkm.concentrator.fetch import Aim
 from hsmkm.concentrator.health import Health
 from hsmkm.concentrator.holder import Holder
 from hsmkm.concentrator.own_meters import OwnMeters
@@ -25,6 +24,7 @@ from hsmkm.concentrator.run import run as run_concentrator
 from hsmkm.concentrator.turns import Turns
 from hsmkm.config import Settings
 from hsmkm.errors import InputError, RefusedError
+from hsmkm.link.aim import Aim
 from hsmkm.link.tls import client_context, server_context
 from hsmkm.steps.communicate import split_listen
 

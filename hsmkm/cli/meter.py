@@ -16,23 +16,24 @@ from hsmkm.cli.renew import read_lines
 from hsmkm.config import SYSTEM_TITLE, load_model
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError
-from hsmkm.steps.results import Enrolled, Outcome, Reading
+from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
 
 if TYPE_CHECKING:
-    from hsmkm.steps import agree, client_reading, communicate, party, suspicions, way_back
+    from hsmkm.steps import agree, client_reading, communicate, party, suspicions, third_party, way_back
     from hsmkm.steps import enrol as enrol_step
     from hsmkm.steps import inject as inject_step
+    from hsmkm.steps import permit as permit_step
     from hsmkm.steps import provision as provision_step
     from hsmkm.steps import register as register_step
     from hsmkm.steps import renew as renew_step
     from hsmkm.steps.party import Party
     from hsmkm.store import key_sets, meters, renewals
 else:
-    agree, client_reading, communicate, party, suspicions, way_back = deferred(
-        "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "way_back"
+    agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
+        "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
     )
-    enrol_step, inject_step, provision_step, register_step, renew_step = deferred(
-        "hsmkm.steps", "enrol", "inject", "provision", "register", "renew"
+    enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
+        "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
     key_sets, meters, renewals = deferred("hsmkm.store", "key_sets", "meters", "renewals")
 
@@ -142,14 +143,16 @@ def remove_certificate(
 
 @app.command()
 def introduce(
-    meter: Annotated[str, typer.Argument(help="System title or serial number.")], association: In = ""
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    party: Annotated[str, typer.Argument(help="A registered party; left out, we ourselves.")] = "",
+    association: In = "",
 ) -> None:
-    """Give a meter our own certificates.
+    """Give a meter our own certificates, or another party's.
 
-    It knows by them what we sign and agree on; whoever enrols a meter is known to it already.
+    It knows by them what the party signs and agrees on; whoever enrols a meter is known to it already.
     """
     with party_worker() as worker:
-        _show_enrolled(worker.call(enrol_step.introduce, meter, association))
+        _show_enrolled(worker.call(enrol_step.introduce, meter, association, party))
 
 
 def _show_enrolled(done: Sequence[Enrolled]) -> None:
@@ -169,17 +172,19 @@ def read(
     ],
     file: Annotated[Path | None, typer.Option("--list", help="In place of METER: file of lines that begin so.")] = None,
     association: In = "",
+    through: Annotated[str, typer.Option(help="Of a third party: the AIM that carries its protected APDUs.")] = "",
 ) -> None:
     """Read attributes of meters.
 
-    Under the active keys, and through a meter's concentrator where it has one. A concentrator reads by itself.
+    Under the active keys, and through a meter's concentrator where it has one. A concentrator reads by itself. A third
+    party reads through an AIM, end to end: under keys that it agrees on with the meter.
     """
     listed = [line.partition(",")[0].strip() for line in read_lines(file) if line.strip()] if file else words[:1]
     wanted = tuple(attribute(text) for text in (words if file else words[1:]))
     if not wanted or not listed:
         raise InputError("no attribute or no meter is named", hint="for example: hsmkm meter read METER 1.0.1.8.0.255")
     with party_worker() as worker:
-        readings, failed = worker.call(_read, listed, wanted, association)
+        readings, failed = worker.call(_read, listed, wanted, association, through)
     rows = [
         {
             "meter": name,
@@ -196,15 +201,35 @@ def read(
 
 
 def _read(
-    party: Party, names: Sequence[str], wanted: tuple[AttributeRef, ...], association: str
+    party: Party, names: Sequence[str], wanted: tuple[AttributeRef, ...], association: str, through: str
 ) -> tuple[list[tuple[str, Reading]], list[Outcome]]:
     readings: list[tuple[str, Reading]] = []
     failed: list[Outcome] = []
     read_one = client_reading.read if party.settings.party.role == "concentrator" else communicate.read
     for name in names:
         with renew_step.failing(failed, name, association):
-            readings += [(name, item) for item in read_one(party, name, wanted, association)]
+            if through:
+                found = third_party.read_through(party, name, tuple(map(Wanted, wanted)), through)
+            else:
+                found = read_one(party, name, wanted, association)
+            readings += [(name, item) for item in found]
     return readings, failed
+
+
+@app.command()
+def permit(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    party: Annotated[str, typer.Argument(help="A registered third party.")],
+    *,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="It may reach the meter no more.")] = False,
+) -> None:
+    """Let a third party reach a meter through us.
+
+    Its APDUs are carried, and it may be given the meter's GAK and certificates.
+    """
+    with party_worker() as worker:
+        made = worker.call(permit_step.withdraw if withdraw else permit_step.permit, meter, party)
+    show([{"meter": made.meter, "party": made.party, "state": made.state}], ("meter", "party", "state"))
 
 
 @app.command(name="list")

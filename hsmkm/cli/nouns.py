@@ -19,6 +19,7 @@ _MODULES = {
     "model": "model",
     "meter": "meter",
     "package": "package",
+    "apdu": "apdu",
     "renew": "renew",
     "resolve": "renew",
     "serve": "serve",

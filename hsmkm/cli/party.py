@@ -43,7 +43,9 @@ def add(
     certificates: Annotated[Path, typer.Option(help="Folder of the party's certificates, PROFILE.pem each.")],
     flag: Annotated[list[str] | None, typer.Option(help="A FLAG id it may speak for; repeatable.")] = None,
     kind: Annotated[str, typer.Option(help="Of a concentrator: relay or client.")] = "",
-    address: Annotated[str, typer.Option(help="Of a concentrator: host:port where it listens for the head end.")] = "",
+    address: Annotated[
+        str, typer.Option(help="host:port: of a concentrator, where it listens; of an AIM, its service.")
+    ] = "",
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Change a registered party, pinning anew.")] = False,
 ) -> None:

@@ -17,9 +17,10 @@ app = typer.Typer()
 
 @app.command()
 def serve() -> None:
-    """Serve packages to registered parties over TLS.
+    """Serve registered parties over TLS.
 
-    Keeps their receipts, until SIGTERM or Ctrl-C.
+    Gives concentrators their packages and keeps their receipts, and carries third parties' APDUs to meters, until
+    SIGTERM or Ctrl-C.
 
     Prints READY and the port on stdout. Where it listens is service.listen in hsmkm.toml.
     """

@@ -9,17 +9,15 @@ would make the earlier package a replay.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from hsmkm.errors import HsmkmError, PolicyError, ProtocolError, RefusedError, TransportError
-from hsmkm.link.tls import failure
+from hsmkm.errors import ProtocolError
+from hsmkm.link.aim import Aim, AimConnection
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
 MAX_LIST = 1024 * 1024
@@ -28,17 +26,6 @@ MAX_ANSWER = 64 * 1024
 MAX_PACKAGES = 10_000
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PRINTABLE = re.compile(r"[^ -~]")
-
-
-@dataclass(frozen=True, slots=True)
-class Aim:
-    """The AIM's service: where it listens, the context that tells it, and how long an answer may take in seconds."""
-
-    host: str
-    port: int
-    context: ssl.SSLContext
-    timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,45 +55,20 @@ def fetch_packages(aim: Aim, accept: Callable[[bytes], bytes]) -> tuple[str, ...
     return tuple(done)
 
 
-class _Session:
-    """One HTTPS connection; every answer is bounded and checked for form."""
-
-    def __init__(self, aim: Aim) -> None:
-        self._aim = aim
-        self._connection = http.client.HTTPSConnection(aim.host, aim.port, timeout=aim.timeout, context=aim.context)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._connection.close()
+class _Session(AimConnection):
+    """The packages of one connection."""
 
     def waiting(self) -> list[Waiting]:
-        return _read_list(self._request("GET", "/v1/packages", MAX_LIST))
+        return _read_list(self.request("GET", "/v1/packages", MAX_LIST))
 
     def package(self, package: Waiting) -> bytes:
-        content = self._request("GET", f"/v1/packages/{package.id}", MAX_PACKAGE)
+        content = self.request("GET", f"/v1/packages/{package.id}", MAX_PACKAGE)
         if hashlib.sha256(content).hexdigest() != package.sha256:
             raise ProtocolError(f"package {package.id} arrived with another digest than the list names")
         return content
 
     def post_receipt(self, package_id: str, receipt: bytes) -> None:
-        self._request("POST", f"/v1/packages/{package_id}/receipt", MAX_ANSWER, receipt)
-
-    def _request(self, method: str, path: str, limit: int, body: bytes | None = None) -> bytes:
-        try:
-            self._connection.request(method, path, body)
-            with self._connection.getresponse() as response:
-                content = response.read(limit + 1)
-        except OSError as error:
-            raise failure(f"the AIM at {self._aim.host} port {self._aim.port}", error) from error
-        except http.client.HTTPException as error:
-            raise ProtocolError(f"the AIM's answer to {path} is not HTTP: {type(error).__name__}") from error
-        if len(content) > limit:
-            raise ProtocolError(f"the AIM's answer to {path} is longer than {limit} octets")
-        if response.status not in (200, 201):
-            raise _status_error(response.status, path, content)
-        return content
+        self.request("POST", f"/v1/packages/{package_id}/receipt", MAX_ANSWER, receipt)
 
 
 def _read_list(content: bytes) -> list[Waiting]:
@@ -121,23 +83,3 @@ def _read_list(content: bytes) -> list[Waiting]:
     if not isinstance(items, list) or not fit:
         raise ProtocolError("the AIM's list of packages names one without a UUID or a SHA-256 digest")
     return found
-
-
-def _status_error(status: int, path: str, content: bytes) -> HsmkmError:
-    text = f"the AIM answers {path} with status {status}"
-    said = _said(content)
-    if status == http.client.FORBIDDEN:
-        return PolicyError(text, hint=said or "register this party's TLS certificate with the AIM")
-    if status >= http.client.INTERNAL_SERVER_ERROR:
-        return TransportError(text, hint=said)
-    return RefusedError(text, (said,) if said else ())
-
-
-def _said(content: bytes) -> str:
-    """Take the error text of an answer, at most 500 characters, printable ASCII only: it goes to a terminal."""
-    try:
-        answer = json.loads(content)
-        text = f"{answer['error']}: {answer['hint']}"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return _PRINTABLE.sub("?", text)[:500].removesuffix(": ")

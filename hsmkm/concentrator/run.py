@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hsmkm.concentrator.fetch import Aim, fetch_packages
+from hsmkm.concentrator.fetch import fetch_packages
 from hsmkm.concentrator.relay import Relay, RelaySettings
 from hsmkm.errors import HsmkmError
+from hsmkm.link.aim import Aim
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -24,6 +24,9 @@ GENERAL_DED = 0xDC
 GENERAL_CIPHERING = 0xDD
 GENERAL_SIGNING = 0xDF
 
+LARGEST_APDU = 65_535
+"""Octets of an APDU in a frame of the TCP wrapper, whose length has two octets."""
+
 LONGEST_FIELD = 255
 TRANSACTION_OCTETS = 8
 
@@ -155,7 +158,7 @@ def parse(apdu: bytes) -> GeneralApdu:
         parsed = GeneralKeyed(tag == GENERAL_DED, title, Content.parse(cursor.counted()))
     elif tag == GENERAL_CIPHERING:
         header = Header.read(cursor)
-        info = _read_key_info(cursor) if cursor.flag() else None
+        info = _read_key_info(cursor) if _present(cursor) else None
         parsed = GeneralCiphering(header, info, Content.parse(cursor.counted()))
     elif tag == GENERAL_SIGNING:
         parsed = GeneralSigning(Header.read(cursor), cursor.counted(), cursor.counted())
@@ -163,6 +166,14 @@ def parse(apdu: bytes) -> GeneralApdu:
         raise ProtocolError(f"tag {tag:02X} is not that of a general- APDU")
     cursor.end()
     return parsed
+
+
+def _present(cursor: Octets) -> bool:
+    """Read whether there is a key-info: no tag covers this octet, so nothing but 0 and 1 is taken for it."""
+    octet = cursor.octet()
+    if octet > 1:
+        raise ProtocolError("the presence of the key-info is neither 0 nor 1")
+    return octet == 1
 
 
 def _short(cursor: Octets) -> bytes:

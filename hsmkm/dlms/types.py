@@ -155,6 +155,15 @@ class AttributeRef:
     def __str__(self) -> str:
         return f"{self.class_id}/{self.logical_name}/{self.attribute}"
 
+    @classmethod
+    def parse(cls, text: str) -> AttributeRef:
+        """Read what `str` writes; raises InputError."""
+        class_id, _, rest = text.partition("/")
+        name, _, attribute = rest.partition("/")
+        if not class_id.isdecimal() or not attribute.isdecimal():
+            raise InputError(f"{text!r} names no attribute", hint="class/logical name/attribute")
+        return cls(int(class_id), LogicalName.parse(name), int(attribute))
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class MethodRef:

@@ -56,6 +56,11 @@ class Purpose(StrEnum):
     MIGRATION = "migration"
 
 
+THIRD_PARTY = "third-party"
+FOR_THIRD_PARTIES: frozenset[MeterRole] = frozenset({KeyRole.GAK})
+"""What a third party is given: additional authenticated data of its APDUs, which opens none of anybody's."""
+
+
 class Under(StrEnum):
     """The key that a meter key is wrapped under."""
 
@@ -349,6 +354,8 @@ def _purpose_faults(content: PackageContent) -> Iterator[str]:
             yield f"{entry.place}: an activation carries no keys"
         if purpose is Purpose.DISTRIBUTION and KeyRole.MASTER in roles:
             yield f"{entry.place}: a distribution carries no master key"
+        if content.header.recipient.role == THIRD_PARTY and not roles <= FOR_THIRD_PARTIES:
+            yield f"{entry.place}: a third party is given the GAK alone"
         if purpose not in (Purpose.ACTIVATION, Purpose.DISTRIBUTION) and not roles:
             yield f"{entry.place}: there are no keys"
         if purpose is Purpose.INJECTION and roles and KeyRole.MASTER not in roles:

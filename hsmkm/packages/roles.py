@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hsmkm.packages.content import Peer, Purpose
+from hsmkm.packages.content import THIRD_PARTY, Peer, Purpose
 
-PURPOSES: dict[Purpose, tuple[str, str]] = {
-    Purpose.INJECTION: ("factory", "line"),
-    Purpose.DELIVERY: ("factory", "utility"),
-    Purpose.DISTRIBUTION: ("utility", "concentrator"),
-    Purpose.ACTIVATION: ("utility", "concentrator"),
-    Purpose.TRANSFER: ("utility", "utility"),
+PURPOSES: dict[Purpose, tuple[str, tuple[str, ...]]] = {
+    Purpose.INJECTION: ("factory", ("line",)),
+    Purpose.DELIVERY: ("factory", ("utility",)),
+    Purpose.DISTRIBUTION: ("utility", ("concentrator", THIRD_PARTY)),
+    Purpose.ACTIVATION: ("utility", ("concentrator",)),
+    Purpose.TRANSFER: ("utility", ("utility",)),
 }
-"""The role of the sender and of the recipient; a migration goes from a party to itself, whatever its role."""
+"""The role of the sender and those of recipients; a migration goes from a party to itself, whatever its role."""
 
 
 def role_reasons(purpose: Purpose, sender: Peer, recipient: Peer) -> Iterator[str]:
@@ -26,8 +26,8 @@ def role_reasons(purpose: Purpose, sender: Peer, recipient: Peer) -> Iterator[st
     allowed = PURPOSES[purpose]
     if sender.role != allowed[0]:
         yield f"a package for {purpose} comes from a party of role {allowed[0]}, not {sender.role}"
-    if recipient.role != allowed[1]:
-        yield f"a package for {purpose} goes to a party of role {allowed[1]}, not {recipient.role}"
+    if recipient.role not in allowed[1]:
+        yield f"a package for {purpose} goes to a party of role {' or '.join(allowed[1])}, not {recipient.role}"
 
 
 def flag_reasons(sender_role: str, flags: tuple[str, ...], titles: Iterator[bytes]) -> Iterator[str]:

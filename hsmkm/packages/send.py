@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import sign_content
 from hsmkm.packages.content import (
+    FOR_THIRD_PARTIES,
     STATES,
+    THIRD_PARTY,
     MeterEntry,
     PackageContent,
     PackageHeader,
@@ -170,7 +172,7 @@ def build_package(
     """
     suites = {one.entry.suite for one in meters}
     if any(one.key_set for one in meters):
-        fill = partial(_filled_all, vault, header.purpose, meters)
+        fill = partial(_filled_all, vault, header, meters)
         return seal_package(vault, trust, sender, recipient, header, suites, fill)
     _check_parties(trust, sender, recipient, header, suites)
     return _signed(sender, header, b"", tuple(one.entry for one in meters))
@@ -215,9 +217,9 @@ def _signed(sender: Signatory, header: PackageHeader, info: bytes, entries: tupl
 
 
 def _filled_all(
-    vault: Vault, purpose: Purpose, meters: Sequence[Outgoing], package_key: KeyHandle
+    vault: Vault, header: PackageHeader, meters: Sequence[Outgoing], package_key: KeyHandle
 ) -> tuple[MeterEntry, ...]:
-    return tuple(_filled(vault, package_key, purpose, one) for one in meters)
+    return tuple(_filled(vault, package_key, header, one) for one in meters)
 
 
 def check_receipt(
@@ -254,12 +256,14 @@ def suite_reasons(suites: Iterable[int], *keys: ec.EllipticCurvePublicKey) -> li
     return ["meters of suite 2 need signing and key-agreement keys on P-384"] if weak else []
 
 
-def _filled(vault: Vault, package_key: KeyHandle, purpose: Purpose, one: Outgoing) -> MeterEntry:
+def _filled(vault: Vault, package_key: KeyHandle, header: PackageHeader, one: Outgoing) -> MeterEntry:
     """Return the entry with its keys, wrapped as the purpose says."""
-    key_set = one.key_set
+    key_set, purpose = one.key_set, header.purpose
     if key_set is None:
         return one.entry
     roles = [key.role for key in key_set.keys if purpose is not Purpose.DISTRIBUTION or key.role not in _NOT_GIVEN]
+    if header.recipient.role == THIRD_PARTY:
+        roles = [role for role in roles if role in FOR_THIRD_PARTIES]
     with ExitStack() as handles:
         carriers = {Under.PACKAGE: package_key}
         if purpose is Purpose.INJECTION:

@@ -3,6 +3,7 @@
     GET  /v1/packages                list what waits for the caller
     GET  /v1/packages/{id}           fetch one (`application/pkcs7-mime`)
     POST /v1/packages/{id}/receipt   return the signed receipt; the same one again is answered as a replay
+    POST /v1/meters/{title}/apdu     have a third party's APDU carried to a meter, and get the meter's answer
     GET  /healthz, /readyz           for any peer of the PKI
     GET  /metrics                    for a party that may observe
 
@@ -23,7 +24,9 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from hsmkm.errors import HsmkmError, InputError, PolicyError, RefusedError, TokenUnreachableError
+from hsmkm.config import SYSTEM_TITLE
+from hsmkm.dlms.general import LARGEST_APDU
+from hsmkm.errors import HsmkmError, InputError, PolicyError, RefusedError, TokenUnreachableError, TransportError
 from hsmkm.service.desk import Desk, ReceiptResult
 from hsmkm.service.metrics import CONTENT_TYPE, Metrics
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 MAX_RECEIPT = 1024 * 1024
 PEER_CERTIFICATE = "peer_certificate"
 _PACKAGE_TYPE = "application/pkcs7-mime"
+_APDU_TYPE = "application/octet-stream"
 _RETRY_SECONDS = "30"
 _RECEIPT_STATUS = {ReceiptResult.ACCEPTED: 201, ReceiptResult.REPLAYED: 200, ReceiptResult.REFUSED: 409}
 _ERROR_STATUS: tuple[tuple[type[HsmkmError], int], ...] = (
@@ -40,6 +44,7 @@ _ERROR_STATUS: tuple[tuple[type[HsmkmError], int], ...] = (
     (PolicyError, 403),
     (RefusedError, 409),
     (InputError, 422),
+    (TransportError, 502),
 )
 _SERVER_FAULTS = 500
 
@@ -92,12 +97,12 @@ def _package_id(package_id: str) -> str:
     return canonical
 
 
-async def _receipt_body(request: Request) -> bytes:
+async def _body(request: Request, limit: int, what: str) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > MAX_RECEIPT:
-            raise HTTPException(413, f"a receipt has at most {MAX_RECEIPT} octets")
+        if len(body) > limit:
+            raise HTTPException(413, f"{what} has at most {limit} octets")
     return bytes(body)
 
 
@@ -129,7 +134,7 @@ async def post_receipt(
     request: Request, party: Party, package_id: PackageId, desk: DeskOf, metrics: MetricsOf
 ) -> Response:
     """Take a receipt for one of the caller's packages."""
-    content = await _receipt_body(request)
+    content = await _body(request, MAX_RECEIPT, "a receipt")
     outcome = await run_in_threadpool(desk.receipt, party, package_id, content)
     metrics.count("hsmkm_receipts_total", result=outcome.result.value)
     if outcome.result is ReceiptResult.UNKNOWN:
@@ -137,6 +142,17 @@ async def post_receipt(
     if outcome.result is ReceiptResult.REFUSED:
         return _error(409, "the receipt is refused", "; ".join(outcome.reasons))
     return JSONResponse({"result": outcome.result.value}, _RECEIPT_STATUS[outcome.result])
+
+
+@router.post("/v1/meters/{title}/apdu")
+async def carry_apdu(request: Request, party: Party, title: str, desk: DeskOf, metrics: MetricsOf) -> Response:
+    """Carry an APDU of the caller's to a meter that it may reach; it is protected end to end."""
+    if not SYSTEM_TITLE.fullmatch(title):
+        raise HTTPException(404, "no such meter")
+    apdu = await _body(request, LARGEST_APDU, "an APDU")
+    answer = await run_in_threadpool(desk.forward, party, title, apdu)
+    metrics.count("hsmkm_apdus_carried_total")
+    return Response(answer, media_type=_APDU_TYPE)
 
 
 @router.get("/healthz")

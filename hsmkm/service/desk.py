@@ -63,5 +63,8 @@ class Desk(Protocol):
     def refusals(self) -> Mapping[str, int]:
         """Count the suspicious answers of meters that were refused, by kind."""
 
+    def forward(self, party: str, meter: str, apdu: bytes) -> bytes:
+        """Carry an APDU of the party's to the meter of this system title, and return the meter's answer."""
+
     def ready(self) -> tuple[bool, str]:
         """Tell whether token and store answer, and if not, what is wrong."""

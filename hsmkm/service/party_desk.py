@@ -15,6 +15,7 @@ from hsmkm.dlms.suspicion import KINDS
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, RefusedError
 from hsmkm.service.desk import PackageSummary, ReceiptOutcome, ReceiptResult
 from hsmkm.steps import deliver, suspicions
+from hsmkm.steps.broker import forward
 from hsmkm.steps.certify import own_chain
 from hsmkm.steps.party import Party
 from hsmkm.store import packages, parties
@@ -23,6 +24,7 @@ from hsmkm.token.standing import StandingWorker
 
 MAX_LISTED = 1000
 ANSWER_SECONDS = 60.0
+CARRY_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,10 @@ class PartyDesk:
         with counted.lock:
             further = self.worker.call(suspicions.counted_after, counted.sequence, deadline=ANSWER_SECONDS)
             return dict.fromkeys(KINDS, 0) | counted.add(*further)
+
+    def forward(self, party: str, meter: str, apdu: bytes) -> bytes:
+        """Carry an APDU of the party's to the meter of this system title, and return the meter's answer."""
+        return self.worker.call(forward, apdu, party, meter, deadline=CARRY_SECONDS)
 
     def ready(self) -> tuple[bool, str]:
         """Tell whether token and store answer; what is wrong goes to the log, since anyone of the PKI may ask."""

@@ -159,7 +159,7 @@ def candidates(speaking: Conversation) -> Iterator[Candidate]:
         ]
     active = next((key_set for key_set, state in reversed(held) if state is KeyState.ACTIVE), None)
     if active is not None:
-        yield Candidate(Pair.of(active))
+        yield Candidate(Pair.in_force(active))
     if active is not None and not proves_keys(speaking.model):
         return
     newest = active.ref.generation if active else 0

@@ -103,16 +103,17 @@ def find_meter(party: Party, name: str) -> Meter:
 
 @contextmanager
 def conversation(
-    party: Party, meter: Meter, association: str = "", *, enrolling: bool = False
+    party: Party, meter: Meter, association: str = "", reach: Dial | None = None, *, enrolling: bool = False
 ) -> Iterator[Conversation]:
     """Take the meter's lease for one piece of work in an association of its model, by name or the first.
 
     `enrolling`: as the model says that a meter without certificates is spoken to; only where it may have none.
+    `reach` opens the link where the meter is not reached by its address or concentrator.
     Raises RefusedError while another process holds the lease, InputError where there is no such association.
     """
     whole = load_model(meter.model, party.home)
     model = whole.association(association)
-    with _leased(party, meter, (model.enrolling if enrolling else model,), whole.place) as (speaking,):
+    with _leased(party, meter, (model.enrolling if enrolling else model,), whole.place, reach) as (speaking,):
         yield speaking
 
 
@@ -127,13 +128,13 @@ def conversations(party: Party, meter: Meter) -> Iterator[tuple[Conversation, ..
 
 @contextmanager
 def _leased(
-    party: Party, meter: Meter, every: tuple[MeterModel, ...], first: tuple[int, int]
+    party: Party, meter: Meter, every: tuple[MeterModel, ...], first: tuple[int, int], reach: Dial | None = None
 ) -> Iterator[tuple[Conversation, ...]]:
     with party.store.count() as tx:
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
     try:
-        reach = dial(party, meter)
-        yield tuple(Conversation(party, meter, model, lease, reach, model.place == first) for model in every)
+        reached = reach or dial(party, meter)
+        yield tuple(Conversation(party, meter, model, lease, reached, model.place == first) for model in every)
     finally:
         with party.store.count() as tx:
             leases.release(tx, lease)
@@ -305,14 +306,19 @@ def _associate(
 
 
 def _general_terms(speaking: Conversation, pair: Pair, guek: Traffic) -> Terms:
-    """Say which key the model's general-ciphering takes: the GUEK where the master key in force is not known."""
-    model, choice = speaking.model, CHOICES[speaking.model.protection.key]
+    """Say which key general-ciphering takes: the model's, or the GUEK where keys are changed or in doubt.
+
+    A concentrator has no master key, and so takes the GUEK in place of a wrapped key.
+    """
+    model, choice, settled = speaking.model, CHOICES[speaking.model.protection.key], pair.settled
+    if settled is None or (choice is KeyChoice.WRAPPED and not settled.has(KeyRole.MASTER)):
+        choice = KeyChoice.GUEK
     return Terms(
         meter=speaking.meter.system_title,
         suite=pair.guek.suite,
-        choice=KeyChoice.GUEK if choice is KeyChoice.WRAPPED and pair.master is None else choice,
+        choice=choice,
         gak=pair.gak,
-        master=pair.master,
+        master=settled,
         guek=guek,
         counters=lambda identity: (StoredCounter(speaking, identity), StoredReceiveCounter(speaking, identity)),
         algorithms=AlgorithmIds(bytes.fromhex(model.key_agreement.algorithm_id)),
@@ -420,7 +426,7 @@ def read(party: Party, name: str, attributes: tuple[AttributeRef, ...], associat
     meter = find_meter(party, name)
     with conversation(party, meter, association) as speaking:
         key_set = active_key_set(party, meter, speaking.model)
-        with associated(speaking, Pair.of(key_set)) as client:
+        with associated(speaking, Pair.in_force(key_set)) as client:
             found = [Reading(attribute, client.get(attribute)) for attribute in attributes]
     title = meter.system_title.hex().upper()
     with party.store.begin("meter-read", title, {"attributes": [str(item) for item in attributes]}):

@@ -18,7 +18,7 @@ from hsmkm.dlms.protection import AUTHENTICATED_AND_ENCRYPTED, UNPROTECTED, Prot
 from hsmkm.dlms.settings import DedicatedKey
 from hsmkm.dlms.types import Mechanism
 from hsmkm.errors import RefusedError
-from hsmkm.meter_model import IDENTIFIED, MeterModel
+from hsmkm.meter_model import MeterModel
 from hsmkm.pki.certificates import public_key
 from hsmkm.pki.profiles import DIGITAL_SIGNATURE
 from hsmkm.pki.slots import Slot, curve_for
@@ -36,18 +36,24 @@ from hsmkm.token.vault import Vault
 class Pair:
     """The key sets whose GUEK, whose GAK and whose LLS or HLS secret are taken to be in force; usually all the same.
 
-    `master` is that of the master key, None where it is not known.
+    `settled` is the one key set that is in force beyond doubt, None while keys are changed or found out: then APDUs are
+    under the GUEK, which is what is to be proved, and needs neither certificates nor a master key in the meter.
     """
 
     guek: KeySet
     gak: KeySet
     secret: KeySet
-    master: KeySet | None = None
+    settled: KeySet | None = None
 
     @classmethod
     def of(cls, key_set: KeySet) -> Pair:
-        """Take all from one set; a concentrator's has no master key."""
-        return cls(key_set, key_set, key_set, key_set if key_set.has(KeyRole.MASTER) else None)
+        """Take all from one set, to change keys or to find out about them."""
+        return cls(key_set, key_set, key_set)
+
+    @classmethod
+    def in_force(cls, key_set: KeySet) -> Pair:
+        """Take all from one set, for exchanges that change no keys: APDUs are under the key that the model names."""
+        return cls(key_set, key_set, key_set, key_set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +176,10 @@ def is_ciphered(model: MeterModel) -> bool:
 
 
 def proves_keys(model: MeterModel) -> bool:
-    """Tell whether an association shows that the meter has GUEK and GAK: by GMAC, or by the tags under the GUEK."""
-    policy, protection = policy_of(model), model.protection
+    """Tell whether an association shows that the meter has GUEK and GAK: by GMAC, or by the tags of its answers."""
+    policy = policy_of(model)
     tagged = policy.request & policy.response & Protection.AUTHENTICATED
-    under_guek = Form(protection.form) is not Form.GENERAL or protection.key == IDENTIFIED
-    return model.authentication.mechanism == Mechanism.HLS_GMAC or bool(tagged and under_guek)
+    return model.authentication.mechanism == Mechanism.HLS_GMAC or bool(tagged)
 
 
 def refuse_unproved(model: MeterModel) -> None:

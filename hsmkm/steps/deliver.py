@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hsmkm.errors import InputError, RefusedError
-from hsmkm.packages.content import PackageHeader, Purpose
+from hsmkm.packages.content import THIRD_PARTY, PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
 from hsmkm.packages.registry import holders_of, pinned_signers, registered_recipient
 from hsmkm.packages.send import (
@@ -37,7 +37,7 @@ from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Sent
-from hsmkm.store import holders, key_sets, meters, models, packages, renewals
+from hsmkm.store import holders, key_sets, meters, models, packages, parties, permissions, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import Direction, PackageRecord
@@ -174,7 +174,8 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     """Export meters by name, or those of an order, to a registered party.
 
     Each is given with its newest generation in force, in every association that there are keys of; RefusedError names
-    each meter whose keys are in doubt or missing.
+    each meter whose keys are in doubt or missing. A third party gets the GAK and the certificates alone, of meters that
+    it may reach; PolicyError names another.
     """
     try:
         kind = Purpose(purpose)
@@ -184,12 +185,15 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     content, reasons = [], []
     trust = trust_of(party)
     with party.store.read() as tx:
+        third = parties.require(tx, to).role == THIRD_PARTY
         for meter in _selected(tx, names, order):
+            if third:
+                permissions.check(tx, to, meter.system_title)
             found = _exportable(tx, meter)
             if isinstance(found, str):
                 reasons.append(found)
             else:
-                given = [outgoing(meter, *item) for item in found]
+                given = [outgoing(meter, *item, address="" if third else None) for item in found]
                 content += [with_certificates(tx, trust, given[0]), *given[1:]]
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")

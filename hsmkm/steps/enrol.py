@@ -28,9 +28,10 @@ from hsmkm.dlms.security_setup import Attribute, Method
 from hsmkm.dlms.types import AttributeRef, LogicalName, MethodRef
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, ProtocolError, RefusedError
 from hsmkm.link.client import Client
-from hsmkm.pki.certificates import fingerprint, public_key, read_certificates, replace_file
+from hsmkm.pki.certificates import fingerprint, parse_certificate, public_key, read_certificates, replace_file
 from hsmkm.pki.requests import CheckedRequest, check_request
 from hsmkm.pki.slots import Slot, curve_for, curve_of
+from hsmkm.pki.trust import TrustStore, issued
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.communicate import Conversation, active_key_set, associated, conversation, find_meter
 from hsmkm.steps.credentials import Pair, policy_of
@@ -41,9 +42,9 @@ from hsmkm.steps.meter_certificates import (
     in_force,
     keep_meter_certificate,
 )
-from hsmkm.steps.party import Party
+from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Enrolled
-from hsmkm.store import certificates, intents
+from hsmkm.store import certificates, intents, parties
 from hsmkm.store.certificates import CertificateState
 
 KEY_PAIR, IMPORT, REMOVE = "meter-key-pair", "meter-import-certificate", "meter-remove-certificate"
@@ -122,13 +123,16 @@ def import_certificates(party: Party, name: str, folder: Path, association: str 
     return done
 
 
-def introduce(party: Party, name: str, association: str = "") -> list[Enrolled]:
-    """Put our own certificates into a meter that lacks them: what we sign and agree on it knows by them.
+def introduce(party: Party, name: str, association: str = "", other: str = "") -> list[Enrolled]:
+    """Put our own certificates into a meter that lacks them, or those of a registered party.
 
-    The party that enrols a meter does so by itself; whoever comes to speak with it later has to.
+    The meter knows by them what we, or that party, sign and agree on. The party that enrols a meter does so by itself;
+    whoever comes to speak with it later has to. A party's certificates are judged first, as whoever relies on them
+    would; RefusedError tells every reason, and nothing is sent then.
     """
+    theirs = _of_party(party, other, find_meter(party, name).suite) if other else []
     with _speaking(party, name, association) as (speaking, client):
-        sent = _import_missing(speaking, client, _ours(speaking))
+        sent = _import_missing(speaking, client, theirs or _ours(speaking))
         return [
             Enrolled(speaking.meter.title, label, "imported", None, f"{one.serial_number:X}") for label, one in sent
         ]
@@ -237,6 +241,40 @@ def _ours(speaking: Conversation) -> list[tuple[str, x509.Certificate]]:
         found += [("issuing", one) for one in reversed(chain) if one not in anchors]
         found.append((f"our {profile}", leaf))
     return found
+
+
+def _of_party(party: Party, other: str, suite: int) -> list[tuple[str, x509.Certificate]]:
+    """List a registered party's pinned certificates on the curve of a suite, their authorities below the root first."""
+    trust, curve, reasons = trust_of(party), curve_for((suite,)), []
+    found: list[tuple[str, x509.Certificate]] = []
+    with party.store.read() as tx:
+        row = parties.require(tx, other)
+        pinned = {profile: row.certificates.get(Slot(profile, curve).name) for profile in CLIENT_PROFILES}
+        records = {profile: certificates.get(tx, digest) if digest else None for profile, digest in pinned.items()}
+    for profile, record in records.items():
+        if record is None:
+            reasons.append(f"{profile}: there is none on {curve}")
+            continue
+        leaf = parse_certificate(record.der, f"the {profile} certificate of {other}")
+        try:
+            trust.check(leaf, (), profile, utc_now(), row.system_title.hex().upper() if row.system_title else "")
+        except RefusedError as error:
+            reasons += [f"{profile}: {reason}" for reason in error.reasons]
+        found += [("issuing", one) for one in _authorities(trust, leaf)]
+        found.append((f"{other} {profile}", leaf))
+    if reasons:
+        raise RefusedError(f"the certificates of {other} are not accepted", reasons, hint="nothing was sent")
+    return found
+
+
+def _authorities(trust: TrustStore, leaf: x509.Certificate) -> list[x509.Certificate]:
+    """Give the authorities below the anchors that lead to a leaf, the uppermost first."""
+    path: list[x509.Certificate] = []
+    last = leaf
+    while issuer := next((one for one in trust.intermediates if one not in path and issued(one, last)), None):
+        path.insert(0, issuer)
+        last = issuer
+    return path
 
 
 def _import_missing(

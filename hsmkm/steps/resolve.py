@@ -177,11 +177,6 @@ def _find_truth(work: Work) -> Truth:
 
 
 def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
-    """Give the pairs that can be true, likeliest first; which master key is in force is not known."""
-    return [replace(pair, master=None) for pair in _in_order(work, acknowledged=acknowledged)]
-
-
-def _in_order(work: Work, *, acknowledged: bool) -> list[Pair]:
     """Order the pairs that can be true: old first unless the meter acknowledged, the mixed ones last.
 
     A secret changes when everything else was proved, so that it alone can be old or new.

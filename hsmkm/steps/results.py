@@ -97,3 +97,31 @@ class Reading:
 
     attribute: AttributeRef
     data: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a meter, under which agreed key (one-pass or static), and whether it must be signed."""
+
+    attribute: AttributeRef
+    key: str = "one-pass"
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """An APDU that was written to a file, and its transaction."""
+
+    meter: str
+    transaction: str
+    path: Path
+    octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Whether a party may reach a meter through us."""
+
+    meter: str
+    party: str
+    state: str

@@ -34,7 +34,6 @@ class Stage:
             fresh if KeyRole.GUEK in self.roles else pair.guek,
             fresh if KeyRole.GAK in self.roles else pair.gak,
             fresh if any(role in self.roles for role in SecretRole) else pair.secret,
-            fresh if KeyRole.MASTER in self.roles else pair.master,
         )
 
 

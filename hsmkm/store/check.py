@@ -18,6 +18,7 @@ from hsmkm.store import (
     models,
     packages,
     parties,
+    permissions,
     transactions,
 )
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
@@ -38,6 +39,7 @@ AUTHENTICATED = (
     counters.ROWS,
     counters.RECEIVE_ROWS,
     transactions.ROWS,
+    permissions.ROWS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000

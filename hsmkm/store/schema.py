@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0003"
+HEAD = "0004"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -269,6 +269,16 @@ transactions = Table(
     metadata,
     _key("recipient", LargeBinary),
     _column("next", BigInteger),
+    *_authenticated(),
+    sqlite_with_rowid=False,
+)
+
+permissions = Table(
+    "permissions",
+    metadata,
+    _key("party", Text),
+    _key("system_title", LargeBinary),
+    _column("state", Text),
     *_authenticated(),
     sqlite_with_rowid=False,
 )

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.concentrator import fetch
-from hsmkm.concentrator.fetch import Aim, fetch_packages
+from hsmkm.concentrator.fetch import fetch_packages
 from hsmkm.errors import HsmkmError, PolicyError, ProtocolError, RefusedError, TokenUnreachableError, TransportError
+from hsmkm.link.aim import Aim
 from hsmkm.link.tls import ReloadingContext, client_context, server_context
 from tests.tls_pki import TlsPki
 

@@ -22,7 +22,7 @@ METER = bytes.fromhex("4D4D4D0000BC614E")
 PROGRAM = """
 import logging, sys
 from pathlib import Path
-from hsmkm.concentrator.fetch import Aim
+from hsmkm.link.aim import Aim
 from hsmkm.concentrator.relay import RelaySettings
 from hsmkm.concentrator.run import ConcentratorSettings, run
 from hsmkm.link.tls import client_context, server_context

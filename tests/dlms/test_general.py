@@ -84,6 +84,15 @@ def test_key_info_of_no_known_kind_is_refused(wire: str) -> None:
         general.parse(bytes.fromhex("DD" + HEAD + "01" + wire) + b"\x05" + bytes(5))
 
 
+@pytest.mark.parametrize("octet", [2, 0x41, 0xFF])
+def test_the_presence_of_a_key_info_has_one_form(octet: int) -> None:
+    apdu = GeneralCiphering(HEADER, IdentifiedKey(0), CONTENT).encode()
+    place = 1 + len(HEADER.encode())
+    assert apdu[place] == 1
+    with pytest.raises(ProtocolError, match="presence"):
+        general.parse(apdu[:place] + bytes([octet]) + apdu[place + 1 :])
+
+
 def test_a_field_of_more_than_255_octets_is_refused() -> None:
     with pytest.raises(ProtocolError, match="too long"):
         general.parse(b"\xdd\x82\x01\x00" + bytes(256) + bytes(100))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hsmkm.concentrator.fetch import Aim, fetch_packages
+from hsmkm.concentrator.fetch import fetch_packages
 from hsmkm.errors import (
     HsmkmError,
     InputError,
@@ -26,6 +26,7 @@ from hsmkm.errors import (
     TokenUnreachableError,
     TransportError,
 )
+from hsmkm.link.aim import Aim
 from hsmkm.link.tls import client_context, server_context
 from hsmkm.service.app import MAX_RECEIPT, create_app
 from hsmkm.service.desk import PackageSummary, ReceiptOutcome, ReceiptResult
@@ -83,6 +84,13 @@ class FakeDesk:
 
     def refusals(self) -> dict[str, int]:
         return {"wrong-suite": 2}
+
+    def forward(self, party: str, meter: str, apdu: bytes) -> bytes:
+        if self.error:
+            raise self.error
+        if party != "a":
+            raise PolicyError(f"{party} may not reach meter {meter}")
+        return bytes.fromhex(meter) + apdu
 
     def ready(self) -> tuple[bool, str]:
         return self.well

@@ -98,10 +98,6 @@ def test_a_policy_that_demands_signatures_has_the_ciphered_apdu_signed(
     realm: Realm, monkeypatch: pytest.MonkeyPatch, mechanism: int, key: str
 ) -> None:
     line = set_up(realm, mechanism, 1, protection(key, SIGNED), policy=SIGNED)
-    if mechanism == 7 and key != "identified":
-        with line.meter() as address, realm.open("factory") as party, pytest.raises(RefusedError, match="not prove"):
-            inject(party, TITLE, address)
-        return
     with line.meter() as address, realm.open("factory") as party:
         assert inject(party, TITLE, address).state == "active"
         with overheard(monkeypatch) as heard:
@@ -139,12 +135,13 @@ def test_a_statically_agreed_key_is_never_used_with_one_iv_twice(realm: Realm, m
             energy(party)
         with realm.open("factory") as party:
             energy(party)
-    layers = [ciphered(request) for request, _ in heard if request[0] == general.GENERAL_CIPHERING]
+    requests = [request for request, _ in heard if request[0] == general.GENERAL_CIPHERING]
+    layers = [ciphered(request) for request in requests if kind(request) == "static"]
     numbers = [layer.header.transaction_number for layer in layers]
     counters = [layer.content.counter for layer in layers]
     assert numbers == sorted(set(numbers))
     assert counters == sorted(set(counters))
-    assert len(counters) >= 6
+    assert len(counters) >= 4
 
 
 def test_a_recorded_answer_under_a_statically_agreed_key_is_refused(
@@ -196,8 +193,9 @@ def test_a_policy_against_keys_on_the_host_forbids_agreed_ones(
     line = set_up(realm, 5, 1, protection(key))
     with line.meter() as address, realm.open("factory") as party:
         monkeypatch.setattr(party.session, "settings", replace(party.session.settings, kdf_on_host=False))
+        inject(party, TITLE, address)
         with pytest.raises(PolicyError, match="host"):
-            inject(party, TITLE, address)
+            energy(party)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hsmkm.store import (
     orders,
     packages,
     parties,
+    permissions,
     transactions,
 )
 from hsmkm.store.certificates import CertificateRecord, Issuance, Source
@@ -60,6 +61,7 @@ def full(store: Store, factory: Factory) -> Store:
         counters.reserve_trial(tx, bytes(16), TITLE, 50, 3, 1000)
         counters.accept_received(tx, bytes(16), TITLE, 9)
         transactions.reserve(tx, TITLE, 2)
+        permissions.grant(tx, "third", TITLE)
         parties.add(tx, parties.Party("utility-a", "utility", TITLE, ("UTI",), "relay", "h:1", {"tls": bytes(32)}))
         certificates.record_issued(tx, Issuance("CN=i", b"\x07", "tls", "CN=x", bytes(32), NOW, LATER))
         leaf = CertificateRecord(bytes(32), b"der", "tls", "CN=x", "CN=i", b"\x07", NOW, LATER, "me", Source.OWN)
