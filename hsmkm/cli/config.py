@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 
 import typer
@@ -25,10 +26,14 @@ def show_settings() -> None:
     The defaults and the environment's are included.
     """
     settings = frame().settings()
-    rows = [
-        {"setting": f"{section.name}.{key}", "value": value}
-        for section in fields(settings)
-        if is_dataclass(getattr(settings, section.name))
-        for key, value in asdict(getattr(settings, section.name)).items()
-    ]
+    sections = [section.name for section in fields(settings) if is_dataclass(getattr(settings, section.name))]
+    rows = [row for name in sections for row in _rows(name, asdict(getattr(settings, name)))]
     show(rows, ("setting", "value"))
+
+
+def _rows(name: str, value: object) -> Iterator[dict[str, object]]:
+    if not isinstance(value, dict):
+        yield {"setting": name, "value": value}
+        return
+    for key, inner in value.items():
+        yield from _rows(f"{name}.{key}", inner)

@@ -38,6 +38,13 @@ aim_url = "http://aim"
 kind = "both"
 poll_seconds = 0
 
+[concentrator.reading]
+attributes = ["1.0.1.8.0.255", "1.0.1.8", "1.0.1.8.0.256", "70000:1.0.1.8.0.255"]
+seconds = 0
+meter_seconds = "long"
+files = -1
+colour = "red"
+
 [nonsense]
 """
 
@@ -63,6 +70,7 @@ def test_config_check_names_every_fault_with_its_line(tmp_path: Path) -> None:
         *("token.profile", "token.uri", "token.pin"),
         *("policy.kdf_on_host", "policy.retention_days", "service.listen", "nonsense"),
         *(f"concentrator.{key}" for key in ("aim_url", "kind", "poll_seconds")),
+        *(f"concentrator.reading.{key}" for key in ("attributes", "seconds", "meter_seconds", "files", "colour")),
     }
     assert "1234" not in done.stderr
 
@@ -72,6 +80,18 @@ def test_a_setting_of_the_environment_is_checked_too(realm: Realm) -> None:
     assert "policy.package_days: must be a whole number" in failed(done, 1)[1][0]
     rows = results(realm.cli("utility", "config", "show", environment={"HSMKM_POLICY_PACKAGE_DAYS": "5"}))
     assert {"setting": "policy.package_days", "value": 5} in rows
+
+
+def test_a_relay_reads_nothing_and_a_client_shows_what_it_reads(realm: Realm) -> None:
+    reads = {"HSMKM_CONCENTRATOR_READING_ATTRIBUTES": "1.0.1.8.0.255,3:1.0.2.8.0.255:2"}
+    _, faults = failed(realm.cli("concentrator", "config", "check", environment=reads), 1)
+    assert [fault.partition(": ")[2] for fault in faults] == [
+        "concentrator.kind: must be client where reading.attributes are given: a relay holds no keys to read with"
+    ]
+    client = reads | {"HSMKM_CONCENTRATOR_KIND": "client"}
+    rows = results(realm.cli("concentrator", "config", "show", environment=client))
+    shown = {"setting": "concentrator.reading.attributes", "value": ["1.0.1.8.0.255", "3:1.0.2.8.0.255:2"]}
+    assert shown in rows
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[party\n", b"= 1\n", b"[party]\n[party]\n"])
