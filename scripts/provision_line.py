@@ -40,7 +40,7 @@ NOT_OF_A_METER = (USAGE, UNREACHABLE, 4, 5, 130)
 HELD, HELD_SECONDS = " is held by ", 60
 """What `hsmkm` says of a meter whose lease another process has, and how often that is tried, a second between."""
 
-PACKAGE_METERS = 10_000
+PACKAGE_KEY_SETS = 10_000
 ROUNDS = 3
 """How often a meter in doubt is resolved before the order is given up for now."""
 
@@ -244,10 +244,19 @@ class Line:
         """List the order's meters, each with its address."""
         found: list[Row] = []
         after: list[str] = []
-        while rows := self.must("meter", "list", "--order", order, "--limit", str(PACKAGE_METERS), *after):
+        while rows := self.must("meter", "list", "--order", order, "--limit", str(PACKAGE_KEY_SETS), *after):
             found += rows
             after = ["--after", rows[-1]["meter"]]
-        return [meter_row(row, places.get(row["meter"]) or places.get(row["serial"], "")) for row in found]
+        key_sets = {model: self.key_sets(model) for model in {row["model"] for row in found}}
+        return [
+            meter_row(row, places.get(row["meter"]) or places.get(row["serial"], ""), key_sets[row["model"]])
+            for row in found
+        ]
+
+    def key_sets(self, model: str) -> int:
+        """Tell how many key sets a meter of a model has, one for each association."""
+        (names,) = (row["value"] for row in self.must("model", "show", model) if row["setting"] == "associations")
+        return len(names.split())
 
     def inject_all(self, report: Report) -> None:
         """Inject every meter that has an address, several at once."""
@@ -275,8 +284,9 @@ class Line:
                 break
         if answer.code:
             return row | {"state": UNKNOWN if in_doubt else FAILED, "detail": answer.error}
-        (outcome,) = answer.rows
-        return row | {"state": ACTIVE, "generation": outcome["generation"], "detail": outcome["detail"]}
+        held = sorted(outcome["generation"] for outcome in answer.rows)
+        details = dict.fromkeys(outcome["detail"] for outcome in answer.rows)
+        return row | {"state": ACTIVE, "generation": held[0] if len(held) == 1 else held, "detail": "; ".join(details)}
 
     def resolve(self, meter: str) -> Answer:
         """Find out what a meter in doubt holds; one that had to be left half-way is injected to the end."""
@@ -305,11 +315,10 @@ class Line:
         return any(row["kind"] == "renewal" and row["state"] not in ("active", "abandoned") for row in rows)
 
     def export(self, report: Report, *, fresh: bool) -> None:
-        """Export the delivery packages that are not there yet, of at most 10,000 meters each."""
+        """Export the delivery packages that are not there yet, of at most 10,000 key sets each."""
         before = [] if fresh else list(self.sent("delivery", self.utility, report))
         report.delivery = []
-        for start in range(0, len(report.meters), PACKAGE_METERS):
-            rows = report.meters[start : start + PACKAGE_METERS]
+        for rows in chunks(report.meters):
             path = next((path for path, given in before if same_meters(rows, given)), None)
             report.delivery.append(path or self.deliver(rows))
         self.save(report)
@@ -321,14 +330,16 @@ class Line:
         (sent,) = self.must("package", "export", *names, "--to", self.utility)
         return str(sent["file"])
 
-    def sent(self, purpose: str, to: str, report: Report) -> Iterator[tuple[str, dict[str, int]]]:
+    def sent(self, purpose: str, to: str, report: Report) -> Iterator[tuple[str, dict[str, list[int]]]]:
         """Find packages of meters of this order that an earlier run made, newest first, with their generations."""
         ordered = {row["meter"] for row in report.meters}
         for sent in reversed(self.must("package", "list")):
             path = self.home.absolute() / "packages" / f"{sent['package']}.p7m"
             wanted = (sent["direction"], sent["purpose"], sent["peer"]) == ("sent", purpose, to)
             if wanted and sent["meters"] <= len(ordered) and path.is_file():
-                given = {row["meter"]: row["generation"] for row in self.must("package", "inspect", str(path))}
+                given: dict[str, list[int]] = {}
+                for row in self.must("package", "inspect", str(path)):
+                    given.setdefault(row["meter"], []).append(row["generation"])
                 if given.keys() <= ordered:
                     yield str(path), given
 
@@ -362,18 +373,36 @@ def find_hsmkm() -> str:
     return found
 
 
-def same_meters(rows: Sequence[Row], given: dict[str, int]) -> bool:
-    """Tell whether a package speaks of just these meters, and of the generations that they hold."""
+def same_meters(rows: Sequence[Row], given: dict[str, list[int]]) -> bool:
+    """Tell whether a package speaks of just these meters, and of the generations that they hold.
+
+    Those of a meter's associations only ever rise, so that it does not matter which is of which.
+    """
     wanted = {row["meter"]: row["generation"] for row in rows}
-    return given.keys() == wanted.keys() and all(wanted[name] in (None, given[name]) for name in wanted)
+    held = {name: found if isinstance(found, list) else [found] for name, found in wanted.items()}
+    return given.keys() == held.keys() and all(held[name] in ([None], sorted(given[name])) for name in held)
 
 
-def meter_row(row: Row, address: str) -> Row:
+def chunks(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Divide meters so that the key sets of each part fit into one package."""
+    part: list[Row] = []
+    room = PACKAGE_KEY_SETS
+    for row in rows:
+        if row["key_sets"] > room:
+            yield part
+            part, room = [], PACKAGE_KEY_SETS
+        part.append(row)
+        room -= row["key_sets"]
+    if part:
+        yield part
+
+
+def meter_row(row: Row, address: str, key_sets: int) -> Row:
     """Begin a meter's row of the report."""
     state = WORKING if address else NO_ADDRESS
     detail = "" if address else "not injected from here: its keys are in the injection package"
     named = {"meter": row["meter"], "serial": row["serial"], "address": address}
-    return named | {"state": state, "generation": None, "detail": detail}
+    return named | {"key_sets": key_sets, "state": state, "generation": None, "detail": detail}
 
 
 def read_addresses(path: Path | None) -> dict[str, str]:

@@ -30,15 +30,22 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 
 def raise_failed(failed: Sequence[Outcome], asked: int) -> None:
-    """Raise the error of the one meter that was asked for, or PartlyDoneError where some of several failed."""
+    """Raise the error of the one meter that was asked for, or PartlyDoneError where some of several failed.
+
+    A meter that failed alike in all its associations failed once.
+    """
     if failed and asked == 1 and failed[0].error is not None:
         raise failed[0].error
     if not failed:
         return
+    kinds = {(item.system_title, type(item.error)) for item in failed}
+    if len(failed) == asked and len(kinds) == 1 and failed[0].error is not None:
+        raise failed[0].error
     first = f"{failed[0].system_title}: {failed[0].detail}"
+    what = "associations" if any(item.association for item in failed) else "meters"
     if len(failed) == asked and not any(isinstance(item.error, PartlyDoneError) for item in failed):
-        raise RefusedError(f"none of {asked} meters is done: {first}", hint="see the detail of each")
+        raise RefusedError(f"none of {asked} {what} is done: {first}", hint="see the detail of each")
     raise PartlyDoneError(
-        f"{len(failed)} of {asked} meters are not done: {first}",
+        f"{len(failed)} of {asked} {what} are not done: {first}",
         hint="those in doubt go on with: hsmkm resolve --all",
     )
