@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hsmkm.steps import renew as renew_step
     from hsmkm.steps.party import Party
     from hsmkm.store import key_sets, meters, renewals
+    from hsmkm.store.renewals import Renewal
 else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
@@ -267,8 +268,6 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     meter, with the way back; where the meter has several associations, with the one they are of. Suspicious answers
     that were refused are counted by kind.
     """
-    from hsmkm.store.renewals import FINISHED  # noqa: PLC0415 - a value cannot be deferred
-
     home = frame().home
     with party.open_listing(home) as store, store.read() as tx:
         found = meters.find(tx, meter)
@@ -289,25 +288,7 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for key_set, state in sets
     ]
     rows += [
-        {
-            "association": names[item.security_setup, item.client],
-            "kind": "renewal",
-            "number": item.id,
-            "state": item.state.value,
-            "detail": f"{item.from_generation} to {item.to_generation}, stage {item.stage}, tried {list(item.tried)}",
-        }
-        for item in history
-    ]
-    rows += [
-        {
-            "association": names[item.security_setup, item.client],
-            "kind": "way back",
-            "number": item.id,
-            "state": "open",
-            "detail": way_back.way_back(found.title),
-        }
-        for item in history
-        if agree.by_agreement(item) and item.state not in FINISHED
+        row for item in history for row in _renewal_rows(item, names[item.security_setup, item.client], found.title)
     ]
     rows += [
         {"kind": "refusal", "number": item.count, "state": item.action, "detail": f"last at {item.last_time}"}
@@ -316,6 +297,18 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
     several = ("association",) if len(places) > 1 else ()
     show(rows, (*several, "kind", "number", "state", "detail"))
+
+
+def _renewal_rows(renewal: Renewal, association: str, title: str) -> list[dict[str, object]]:
+    """Show a renewal, and below it the way back where a lost answer may have locked the meter."""
+    agreed = renewal.to_generation != renewal.from_generation
+    leads = f"{renewal.from_generation} to {renewal.to_generation if agreed else 'none yet'}"
+    detail = f"{leads}, stage {renewal.stage}, tried {list(renewal.tried)}"
+    row = {"association": association, "number": renewal.id}
+    rows: list[dict[str, object]] = [{**row, "kind": "renewal", "state": renewal.state.value, "detail": detail}]
+    if agree.may_be_locked(renewal):
+        rows.append({**row, "kind": "way back", "state": "open", "detail": way_back.way_back(title)})
+    return rows
 
 
 def _association_names(home: Path, model: str, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:

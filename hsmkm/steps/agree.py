@@ -56,7 +56,7 @@ from hsmkm.store import intents, key_sets, key_states, renewals
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
 from hsmkm.store.key_states import KeyState
-from hsmkm.store.renewals import Renewal, RenewalState
+from hsmkm.store.renewals import FINISHED, Renewal, RenewalState
 from hsmkm.token.agreement import agree_dlms, make_ephemeral_pair
 from hsmkm.token.derivation import Kdf, choose_rung
 from hsmkm.token.ephemeral import EphemeralPair
@@ -307,3 +307,8 @@ def mark_unknown(work: Work, reason: str) -> None:
 def by_agreement(renewal: Renewal) -> bool:
     """Tell whether a renewal is one by key_agreement."""
     return renewal.stage == KEY_AGREEMENT
+
+
+def may_be_locked(renewal: Renewal) -> bool:
+    """Tell whether the meter of a renewal may be under a key that nobody here knows."""
+    return by_agreement(renewal) and renewal.state not in FINISHED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 
@@ -36,6 +37,8 @@ from hsmkm.store import renewals
 from hsmkm.token.types import KeyRole
 from tests.field import ENERGY, key_states
 from tests.mechanisms import SIGNATURE, TITLE, Line, moved, set_up
+from tests.proofs.held import hold, wait_held
+from tests.proofs.search import Needles
 from tests.realm import Realm
 
 SUITE_1 = SecuritySuite.SUITE_1
@@ -323,3 +326,26 @@ def test_a_token_that_derives_by_itself_agrees_where_the_policy_forbids_the_host
         (outcome,) = renew_by_agreement(party, [TITLE], prove_refusal=True)
         assert (outcome.state, outcome.generation) == ("active", 3)
         assert energy(party) == 123_456
+
+
+@pytest.mark.slow
+def test_the_agreed_key_is_in_no_file_and_never_in_the_orchestrating_process(realm: Realm) -> None:
+    line = injected(realm, 1)
+    before = line.state.keys[KeyId.GUEK]
+    with line.meter() as address:
+        with realm.open("factory") as party:
+            moved(party, address)
+        with hold(realm, "factory", "renew", "--by", "key-agreement", TITLE) as held:
+            wait_held(held)
+            agreed_on = line.state.keys[KeyId.GUEK]
+            needles = Needles({"guek": agreed_on})
+            assert agreed_on != before
+            assert needles.in_memory(os.getpid()), "the virtual meter has it in this process"
+            assert needles.in_memory(held.process) == set()
+            assert needles.in_command(held.process) == set()
+        assert held.exit_code == 0, held.stderr
+    assert needles.in_files(realm.folder) == {}
+    assert needles.in_database(realm.home("factory") / "store.db") == set()
+    planted = realm.home("factory") / "planted"
+    planted.write_text(agreed_on.hex())
+    assert list(needles.in_files(realm.folder)) == [str(planted)]
