@@ -15,7 +15,7 @@ from hsmkm.cli.reference import In, attribute, shown
 from hsmkm.cli.renew import read_lines
 from hsmkm.config import SYSTEM_TITLE, load_model
 from hsmkm.dlms.types import AttributeRef
-from hsmkm.errors import Fault, InputError
+from hsmkm.errors import Fault, InputError, PartlyDoneError
 from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hsmkm.steps import provision as provision_step
     from hsmkm.steps import register as register_step
     from hsmkm.steps import renew as renew_step
+    from hsmkm.steps import renew_certificates as renewal
     from hsmkm.steps.party import Party
     from hsmkm.store import key_sets, meters, renewals
     from hsmkm.store.renewals import Renewal
@@ -33,6 +34,7 @@ else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
     )
+    (renewal,) = deferred("hsmkm.steps", "renew_certificates")
     enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
         "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
@@ -126,6 +128,31 @@ def enrol(
             _show_enrolled(worker.call(enrol_step.request_certificates, meter, out.resolve(), association))
         elif certificates is not None:
             _show_enrolled(worker.call(enrol_step.import_certificates, meter, certificates.resolve(), association))
+
+
+@app.command()
+def renew_certificates(
+    out: Annotated[Path | None, typer.Option(help="Folder to write the requests of the meters to.")] = None,
+    certificates: Annotated[
+        Path | None, typer.Option(help="Folder of the certificates TITLE.PROFILE.pem of all these meters.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=0, max=3660, help="Also what ends within so many days.")] = 30,
+) -> None:
+    """Renew the certificates of all meters that are due.
+
+    As enrol does for one: requests are written (--out), or certificates imported (--certificates).
+    """
+    if (out is None) == (certificates is None):
+        raise InputError("a renewal has two halves", hint="give --out, and after pki issue --certificates")
+    with party_worker() as worker:
+        if out is not None:
+            done = worker.call(renewal.request_meters, out.resolve(), days)
+        elif certificates is not None:
+            done = worker.call(renewal.import_meters, certificates.resolve())
+    _show_enrolled(done)
+    failed = {item.meter for item in done if item.state.startswith("failed")}
+    if failed:
+        raise PartlyDoneError(f"{len(failed)} meter(s) failed, the others are done", "see the state of each")
 
 
 @app.command()

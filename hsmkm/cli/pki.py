@@ -15,13 +15,13 @@ from hsmkm.steps.results import Made
 
 if TYPE_CHECKING:
     from hsmkm.pki import pkilint
-    from hsmkm.steps import ceremony, certify, expiry, lint_files, party
+    from hsmkm.steps import ceremony, certify, expiry, lint_files, party, renew_certificates
     from hsmkm.steps import issue as issue_step
     from hsmkm.store import certificates
 else:
     (pkilint,) = deferred("hsmkm.pki", "pkilint")
-    ceremony, certify, expiry, lint_files, party = deferred(
-        "hsmkm.steps", "ceremony", "certify", "expiry", "lint_files", "party"
+    ceremony, certify, expiry, lint_files, party, renew_certificates = deferred(
+        "hsmkm.steps", "ceremony", "certify", "expiry", "lint_files", "party", "renew_certificates"
     )
     (issue_step,) = deferred("hsmkm.steps", "issue")
     (certificates,) = deferred("hsmkm.store", "certificates")
@@ -70,6 +70,18 @@ def create_issuing(
     """Make an issuing authority under the root."""
     with party_worker() as worker:
         _show([worker.call(certify.create_issuing, profile, name, curve)])
+
+
+@app.command()
+def renew(
+    out: Out, days: Annotated[int, typer.Option(min=0, max=3660, help="Also what ends within so many days.")] = 30
+) -> None:
+    """Write requests for our certificates that are due.
+
+    Their keys stay. Issue them, install them, and let every peer register them with party add --replace.
+    """
+    with party_worker() as worker:
+        _show(worker.call(renew_certificates.request_own, out.resolve(), days))
 
 
 @app.command()

@@ -7,7 +7,7 @@ requests are signed by the keys they are for, in its token; the TLS key alone li
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -186,9 +186,14 @@ def request(party: Party, names: tuple[str, ...], out: Path) -> list[Made]:
 
     There is none on P-384 until `hsmkm token init` made keys there.
     """
+    return request_slots(party, requested_slots(party), names, out)
+
+
+def request_slots(party: Party, slots: Iterable[Slot], names: tuple[str, ...], out: Path) -> list[Made]:
+    """Write the requests for these slots; `names` are those of the TLS service."""
     title, name = party.settings.party.system_title, party.settings.party.name
     made = []
-    for one in _requested(party):
+    for one in slots:
         subject = name if one.profile == "package-signing" else title
         path = out / f"{one.name}.csr"
         replace_file(path, _request(party, one, subject, names))
@@ -197,7 +202,7 @@ def request(party: Party, names: tuple[str, ...], out: Path) -> list[Made]:
         return made
 
 
-def _requested(party: Party) -> list[Slot]:
+def requested_slots(party: Party) -> list[Slot]:
     """List the slots that the settings name and the token is made for: a home from before suite 2 has none on P-384."""
     wanted = slots_for(party.settings.party.suites)
     return [one for one in wanted if one.curve != P384 or party.vault.has_ec_key(Slot("package-signing", P384).name)]

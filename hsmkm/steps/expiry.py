@@ -37,7 +37,7 @@ def due_certificates(tx: Transaction, now: datetime, days: int) -> Iterator[Due]
     One that was renewed is not named: a later one of the same owner, profile and curve took its place.
     """
     for record in reversed(certificates.listing(tx)):
-        state = _state(record.not_before, record.not_after, now, days)
+        state = due_state(record.not_before, record.not_after, now, days)
         if state and record.state is CertificateState.VALID and not _renewed(tx, record):
             serial = record.serial.hex().upper()
             yield Due(record.owner, record.profile, record.source.value, state, record.not_after, serial)
@@ -52,7 +52,8 @@ def due_lists(home: Path, now: datetime, days: int) -> Iterator[Due]:
             yield Due(crl.issuer.rfc4514_string(), "crl", "trust", state, end)
 
 
-def _state(begin: datetime, end: datetime, now: datetime, days: int) -> str:
+def due_state(begin: datetime, end: datetime, now: datetime, days: int) -> str:
+    """Say what a certificate's dates ask for: expired, expiring, renewal due, or nothing."""
     return _ending(end, now, days) or ("renewal due" if now >= renewal_date(begin, end) else "")
 
 
