@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,3 +102,30 @@ def _audited(home: Path) -> str:
 
     with open_listing(home) as store, store.read() as tx:
         return json.dumps([item.detail for item in audit.log(tx)])
+
+
+@pytest.mark.slow
+def test_a_pki_is_set_up_renewed_and_revoked_as_its_page_says(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```\n(.*?)^```", (DOCS / "pki.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    shown = [line for block in blocks for line in block.splitlines() if line.startswith(("hsmkm ", "openssl "))]
+    assert len(shown) >= 20
+    parties = {"factory": "4641430000000002", "utility": "5554490000000004"}
+    first = [
+        command
+        for name, title in parties.items()
+        for command in (
+            f"hsmkm --home {name} init --name {name} --role {name} --system-title {title}",
+            f"hsmkm --home {name} token init",
+        )
+    ]
+    at = next(place for place, line in enumerate(shown) if "pki install" in line) + 1
+    utility = ["hsmkm --home utility pki trust pki/root.pem", "hsmkm --home utility pki update pki"]
+    script = "\n".join([*first, *shown[:at], *utility, *shown[at:]])
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Certificate request self-signature verify OK" in done.stdout + done.stderr
+    assert "certificates/factory/tls.pem: OK" in done.stdout
