@@ -9,10 +9,12 @@ import pytest
 
 from hsmkm.dlms.types import KeyId
 from hsmkm.simulator.state import load
+from hsmkm.steps import client_reading
+from hsmkm.steps.party import Party
 from hsmkm.steps.register import register
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
 from hsmkm.steps.resolve import resolve, unfinished
-from tests.field import Field, energy, key_states, state_path
+from tests.field import ENERGY, Field, energy, key_states, state_path
 from tests.interop.station import READING, StartMeter
 from tests.realm import title_of
 
@@ -60,6 +62,16 @@ def test_every_habit_of_a_meter_is_registered_renewed_and_read(field: Field, sta
         assert changed == [KeyId.GUEK, KeyId.GBEK, KeyId.GAK]
     states = [(1, "deactivated"), (2, "deactivated"), (3, "active")]
     assert [field.key_states("concentrator", serial) for serial in serials] == [states] * len(HABITS)
+    with field.realm.open("concentrator") as party:
+        assert [read_by_itself(party, serial) for serial in serials] == [READING] * len(HABITS)
+    with field.realm.open("utility") as party:
+        assert [energy(party, serial) for serial in serials] == [READING] * len(HABITS)
+
+
+def read_by_itself(party: Party, serial: int) -> object:
+    """Read a meter as the client that the concentrator is."""
+    (measured,) = client_reading.measure(party, title_of(serial), (ENERGY,))
+    return measured.data.value if measured.data else measured.error
 
 
 def test_every_fault_during_a_renewal_is_resolved_and_the_client_follows(field: Field, start_meter: StartMeter) -> None:
