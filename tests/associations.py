@@ -24,6 +24,7 @@ from tests.realm import Realm, title_of
 
 MODEL = "virtual-two-clients"
 TITLE = title_of(1)
+ORDER = f"flag,serial,model,suite\nMMM,1,{MODEL},0\n"
 MANAGEMENT, READING = (0, 1), (1, 2)
 """Security Setup and client of the associations."""
 
@@ -75,28 +76,26 @@ def initial_keys(party: Party, folder: Path, association: str = "", secret: str 
 
 def two_clients(realm: Realm, extra: str = "", *, own_keys: bool = True) -> TwoClients:
     """Provision one meter; `own_keys` tells whether the second association comes with initial keys of its own."""
-    write_model(realm, extra)
+    state = comes_with(realm, extra, own_keys=own_keys)
     order = realm.folder / "two.csv"
-    order.write_text(f"flag,serial,model,suite\nMMM,1,{MODEL},0\n")
-    mechanism = 6 if extra else 5
-    secret = secrets.token_bytes(16)
+    order.write_text(ORDER)
+    with realm.open("factory") as party:
+        (package,) = provision(party, order, "line").packages
+    return TwoClients(realm, state, package, order)
+
+
+def comes_with(realm: Realm, extra: str = "", *, own_keys: bool = True) -> MeterState:
+    """Import the model's initial keys, and give what a meter of it comes with."""
+    write_model(realm, extra)
+    secret = secrets.token_bytes(16) if extra else b""
     line = f"hls = {secret.hex()}\n" if extra else ""
     with realm.open("factory") as party:
         first = initial_keys(party, realm.folder)
         second = initial_keys(party, realm.folder, "reading", line) if own_keys else dict(first)
-        (package,) = provision(party, order, "line").packages
     title, suite = SystemTitle.parse(TITLE), SecuritySuite.SUITE_0
-    reading = MeterState(
-        title,
-        suite,
-        second,
-        version=1,
-        mechanisms=frozenset({Mechanism(mechanism)}),
-        secret=secret if extra else b"",
-        setup=1,
-        client=2,
-    )
-    return TwoClients(realm, MeterState(title, suite, first, version=1, associations=[reading]), package, order)
+    mechanisms = frozenset({Mechanism(6 if extra else 5)})
+    own = MeterState(title, suite, second, version=1, mechanisms=mechanisms, secret=secret, setup=1, client=2)
+    return MeterState(title, suite, first, version=1, associations=[own])
 
 
 def in_force(party: Party, place: tuple[int, int]) -> KeySet:

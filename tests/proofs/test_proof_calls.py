@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hsmkm.token.profile import load_profile
+from tests.associations import MODEL as TWO_CLIENTS
 from tests.realm import Realm
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,17 @@ def test_provisioning_costs_eighteen_calls_a_meter_and_none_asks_for_a_length(re
     }
     assert twenty_more(few, many).total() == 18 * MORE
     assert questions(many) == []
+
+
+def test_provisioning_costs_eighteen_calls_for_each_association(realm: Realm, spy: Spy) -> None:
+    logs = []
+    for name, serials in (("few.csv", range(1, 1 + FEW)), ("many.csv", range(100, 100 + FEW + MORE))):
+        order = realm.folder / name
+        lines = [f"MMM,{serial},{TWO_CLIENTS},0\n" for serial in serials]
+        order.write_text("flag,serial,model,suite\n" + "".join(lines))
+        logs.append(spy.watch(realm, "factory", "meter", "provision", str(order), "--line", "line"))
+    assert twenty_more(*logs).total() == 2 * 18 * MORE
+    assert questions(logs[1]) == []
 
 
 def test_provisioning_reads_no_keys_value_and_gives_the_token_one_the_agreed_key_of_the_package(
