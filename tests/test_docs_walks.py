@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,14 @@ from cryptography.hazmat.primitives import hashes
 
 from hsmkm.pki.certificates import read_certificates
 from hsmkm.simulator.behaviour import Fault, MeterSettings
+from hsmkm.simulator.meter import Meter
+from hsmkm.simulator.server import serving
+from hsmkm.simulator.state import load, save_to
+from hsmkm.store import meters
 from scripts import readme
 from tests import mechanisms
+from tests.field import state_path, wait_until
+from tests.realm import copy_realm, title_of
 from tests.steps.test_steps_agree import injected as agreeing
 from tests.steps.test_steps_enrol import TITLE, injected
 
@@ -79,6 +86,22 @@ def test_the_concentrator_works_as_its_page_says(field: Field, tmp_path: Path) -
     ((title, place),) = field.meters(1)
     variables = {"LAB": str(field.realm.folder), "METER": title, "PLACE": place}
     assert differences(walk("concentrator.md", variables, tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_groups_go_as_their_page_says(delivered_template: Realm, tmp_path: Path) -> None:
+    realm = copy_realm(delivered_template, tmp_path / "realm")
+    titles = [title_of(serial) for serial in (1, 2)]
+    paths = [state_path(realm, serial) for serial in (1, 2)]
+    with serving([Meter(load(path), save=save_to(path)) for path in paths]) as ports:
+        with realm.open("factory") as party, party.store.begin("moved", "meters", {}) as tx:
+            for title, port in zip(titles, ports, strict=True):
+                meters.update(tx, replace(meters.find(tx, title), address=f"127.0.0.1:{port}"))
+        variables = {"LAB": str(realm.folder), "METER": titles[0], "OTHER": titles[1], "PORT": str(ports[0])}
+        done = walk("groups.md", variables, tmp_path)
+        assert differences(done) == []
+        wait_until(lambda: load(paths[0]).message == b"hello")
+    assert load(paths[1]).message == b""
 
 
 @pytest.mark.slow

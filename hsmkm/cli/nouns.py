@@ -22,6 +22,7 @@ _MODULES = {
     "apdu": "apdu",
     "renew": "renew",
     "resolve": "renew",
+    "group": "group",
     "serve": "serve",
     "concentrator": "concentrator",
     "store": "store",

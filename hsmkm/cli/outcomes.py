@@ -10,7 +10,13 @@ from hsmkm.steps.results import Outcome
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Show every outcome; raises the error of a single meter, PartlyDoneError where some of several failed.
+    """Show every outcome; raises the error of a single meter, PartlyDoneError where some of several failed."""
+    show_rows(outcomes)
+    raise_failed([item for item in outcomes if item.error is not None], len(outcomes))
+
+
+def show_rows(outcomes: Sequence[Outcome]) -> None:
+    """Show every outcome, and leave what failed to the caller.
 
     A meter with several associations has a row for each; else nothing is said of associations.
     """
@@ -26,7 +32,6 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
         for item in outcomes
     ]
     show(rows, ("meter", *several, "state", "generation", "detail"))
-    raise_failed([item for item in outcomes if item.error is not None], len(outcomes))
 
 
 def raise_failed(failed: Sequence[Outcome], asked: int) -> None:

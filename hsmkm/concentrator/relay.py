@@ -10,15 +10,18 @@ stays silent, a frame that is not a request), the relay logs the reason and clos
 gateway protocol has no error of its own, and an exception-response made here could not be told from a meter's: it would
 say "refused" where the truth is "not known", which is what a closed connection says.
 
+A broadcast has no answer: the head end sends it and leaves, and the relay waits no longer than that.
+
 What is relayed is ciphered end to end. The relay reads the prefix and nothing behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsmkm.concentrator.turns import Turns
 from hsmkm.errors import HsmkmError, ProtocolError, RefusedError, TransportError
@@ -28,7 +31,7 @@ from hsmkm.link.wrapper import Decoder, Frame
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 _CHUNK = 65_536
 _TITLE_OCTETS = 8
@@ -156,16 +159,26 @@ class Relay:
             await meters.close()
 
     async def _converse(self, head_end: _Stream, meters: _Meters) -> None:
-        while True:
-            async with asyncio.timeout(self._settings.idle_timeout):
-                frame = await head_end.receive()
-            if frame is None:
-                return
-            request = _read_request(frame)
-            answer = await meters.exchange(request.address, Frame(frame.source, frame.destination, request.apdu))
-            response = request.answer(answer.apdu).encode()
-            async with asyncio.timeout(self._settings.idle_timeout):
-                await head_end.send(Frame(answer.source, answer.destination, response))
+        coming = asyncio.ensure_future(head_end.receive())
+        try:
+            while True:
+                async with asyncio.timeout(self._settings.idle_timeout):
+                    frame = await coming
+                if frame is None:
+                    return
+                request = _read_request(frame)
+                plain = Frame(frame.source, frame.destination, request.apdu)
+                await meters.send(request.address, plain)
+                coming = asyncio.ensure_future(head_end.receive())
+                answer = await _unless_left(coming, meters.answer(request.address, plain))
+                if answer is None:
+                    return
+                response = request.answer(answer.apdu).encode()
+                async with asyncio.timeout(self._settings.idle_timeout):
+                    await head_end.send(Frame(answer.source, answer.destination, response))
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 class _Meters:
@@ -175,25 +188,35 @@ class _Meters:
         self._settings = settings
         self._open: dict[bytes, _Stream] = {}
 
-    async def exchange(self, title: bytes, request: Frame) -> Frame:
-        """Send a frame to a meter and wait for its answer; an error says which meter, and ends the conversation."""
+    async def send(self, title: bytes, request: Frame) -> None:
+        """Send a frame to a meter; an error says which meter, and ends the conversation."""
         name = title.hex().upper()
-        try:
-            async with asyncio.timeout(self._settings.answer_timeout):
-                meter = await self._stream(title)
-                if meter.waiting or meter.decoder.waiting:
-                    raise ProtocolError(f"meter {name} sent something that nobody asked for")
-                await meter.send(request)
-                answer = await meter.receive()
-        except TimeoutError as error:
-            raise TransportError(f"meter {name} gave no answer in time") from error
-        except OSError as error:
-            raise TransportError(f"meter {name} cannot be reached: {type(error).__name__}") from error
+        async with self._bounded(name):
+            meter = await self._stream(title)
+            if meter.waiting or meter.decoder.waiting:
+                raise ProtocolError(f"meter {name} sent something that nobody asked for")
+            await meter.send(request)
+
+    async def answer(self, title: bytes, request: Frame) -> Frame:
+        """Wait for a meter's answer to a frame that was sent; errors as `send`."""
+        name = title.hex().upper()
+        async with self._bounded(name):
+            answer = await self._open[title].receive()
         if answer is None:
             raise TransportError(f"meter {name} closed the connection")
         if (answer.source, answer.destination) != (request.destination, request.source):
             raise ProtocolError(f"meter {name} answered for other service access points")
         return answer
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, name: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._settings.answer_timeout):
+                yield
+        except TimeoutError as error:
+            raise TransportError(f"meter {name} gave no answer in time") from error
+        except OSError as error:
+            raise TransportError(f"meter {name} cannot be reached: {type(error).__name__}") from error
 
     async def close(self) -> None:
         while self._open:
@@ -225,6 +248,20 @@ class _Meters:
         except BaseException:
             self._settings.turns.end_relaying(title)
             raise
+
+
+async def _unless_left(coming: asyncio.Future[Frame | None], answer: Coroutine[None, None, Frame]) -> Frame | None:
+    """Wait for a meter's answer; None where the head end leaves without it, as it does after a broadcast."""
+    waiting = asyncio.ensure_future(answer)
+    try:
+        both: set[asyncio.Future[Any]] = {coming, waiting}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done() and not waiting.done() and coming.result() is None:
+            return None
+        return await waiting
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
 
 def _read_request(frame: Frame) -> GatewayFrame:

@@ -20,6 +20,10 @@ class ApduLink(Protocol):
         """Send an APDU and give the answer; raises TransportError and ProtocolError, after which the link is closed."""
         ...
 
+    def send(self, apdu: bytes, client_sap: int, server_sap: int) -> None:
+        """Send an APDU that has no answer; raises TransportError."""
+        ...
+
 
 class TcpLink:
     """One connection to one meter, opened with the first exchange or on entering.
@@ -76,6 +80,10 @@ class TcpLink:
             self.close()
             raise ProtocolError(f"{self.peer} answered for other service access points")
         return answer.apdu
+
+    def send(self, apdu: bytes, client_sap: int, server_sap: int) -> None:
+        """Send an APDU that has no answer; raises TransportError. That it left is all that is known of it."""
+        self.send_frame(Frame(client_sap, server_sap, apdu))
 
     def send_frame(self, frame: Frame) -> None:
         """Send one frame; raises TransportError."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _CIPHERS_TLS12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NETWORK_ID = 0
 _MAX_FILE = 16 * 1024 * 1024
+_CHUNK = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +334,7 @@ class TlsLink(TcpLink):
 
     def exchange(self, apdu: bytes, client_sap: int, server_sap: int) -> bytes:
         """Send an APDU to the meter and give its answer; an answer of another meter raises ProtocolError."""
-        request = GatewayFrame(Direction.REQUEST, NETWORK_ID, self._meter, apdu)
+        request = self._request(apdu)
         try:
             answer = gateway.parse(super().exchange(request.encode(), client_sap, server_sap))
         except ProtocolError:
@@ -347,3 +348,23 @@ class TlsLink(TcpLink):
             self.close()
             raise ProtocolError(f"{self.peer} answered for another meter")
         return answer.apdu
+
+    def send(self, apdu: bytes, client_sap: int, server_sap: int) -> None:
+        """Send an APDU to the meter that has no answer, and close; raises TransportError and RefusedError.
+
+        The concentrator's end is waited for: a connection closed over octets that nobody read would be reset, and the
+        frame could be lost with it.
+        """
+        super().send(self._request(apdu).encode(), client_sap, server_sap)
+        connection = self.open()
+        try:
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(_CHUNK):
+                pass
+        except OSError as error:
+            raise failure(self.peer, error) from error
+        finally:
+            self.close()
+
+    def _request(self, apdu: bytes) -> GatewayFrame:
+        return GatewayFrame(Direction.REQUEST, NETWORK_ID, self._meter, apdu)

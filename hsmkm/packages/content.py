@@ -25,6 +25,7 @@ from enum import StrEnum
 from hsmkm.errors import Fault, InputError
 from hsmkm.packages.fields import Fields, decode_base64, time_text
 from hsmkm.packages.strict_json import MAX_INTEGER, canonical, parse
+from hsmkm.store.groups import SHARED_ROLES
 from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, SecretRole, key_octets
 
 FORMAT = "hsmkm-key-package/1"
@@ -371,7 +372,7 @@ def under(purpose: Purpose, role: MeterRole) -> Under:
 
 
 def _repetitions(meters: tuple[MeterEntry, ...]) -> Iterator[str]:
-    """Find a generation given twice, and a key given twice, except where the same group shares its broadcast key."""
+    """Find a generation given twice, and a key given twice, except where the same group shares its keys."""
     names: set[tuple[bytes, int, int, int]] = set()
     seen: dict[bytes, tuple[MeterEntry, WrappedKey]] = {}
     for entry in meters:
@@ -387,9 +388,9 @@ def _repetitions(meters: tuple[MeterEntry, ...]) -> Iterator[str]:
 
 
 def _is_shared(one: tuple[MeterEntry, WrappedKey], other: tuple[MeterEntry, WrappedKey]) -> bool:
-    """Whether two equal keys are one: the broadcast key of a group, or a key copied into a meter's next generation."""
+    """Whether two equal keys are one: a key of a group, or a key copied into a meter's next generation."""
     (entry, key), (entry2, key2) = one, other
     if (key.role, key.identity, key.wrapped) != (key2.role, key2.identity, key2.wrapped):
         return False
-    in_group = key.role is KeyRole.GBEK and bool(entry.group) and entry.group == entry2.group
+    in_group = key.role in SHARED_ROLES and bool(entry.group) and entry.group == entry2.group
     return in_group or entry.name[:3] == entry2.name[:3]

@@ -41,7 +41,10 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class MeterSettings:
-    """How a meter behaves; a fault hits the next `fault_count` new keys, -1 for all, of one Security Setup or any."""
+    """How a meter behaves; a fault hits the next `fault_count` new keys, -1 for all, of one Security Setup or any.
+
+    `broadcast_sap` is the client that broadcasts come from, in an association that is always there.
+    """
 
     activate: Activation = Activation.AFTER_RESPONSE
     ic_reset: bool = False
@@ -50,6 +53,7 @@ class MeterSettings:
     fault_setup: int | None = None
     challenge: Callable[[int], bytes] = secrets.token_bytes
     algorithms: AlgorithmIds = field(default_factory=AlgorithmIds)
+    broadcast_sap: int = 102
     now: Callable[[], datetime] = _now
 
 

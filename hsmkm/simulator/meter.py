@@ -13,12 +13,12 @@ from hsmkm.dlms.general_keys import Agreement, GeneralKeys
 from hsmkm.dlms.hls import DIGESTS, DigestProof, GmacProof, Proof, SignatureProof
 from hsmkm.dlms.security_setup import Attribute
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, SystemTitle
-from hsmkm.errors import IntegrityError
+from hsmkm.errors import IntegrityError, ProtocolError
 from hsmkm.simulator.association_object import AssociationObject
 from hsmkm.simulator.behaviour import Faults, MeterSettings
 from hsmkm.simulator.key_pairs import SoftwareSigner, SoftwareVerifier, point_of
 from hsmkm.simulator.keys import SoftwareAgreement, SoftwareKeys, SoftwareSecret, SoftwareWrapping
-from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS, SecuritySetup
+from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS, TYPE_UNMATCHED, SecuritySetup
 from hsmkm.simulator.state import MeterState, Save
 
 OBJECT_UNDEFINED = 4
@@ -28,6 +28,8 @@ _PROFILE = axdr.octet_string(bytes(at & 0xFF for at in range(PROFILE_OCTETS)))
 
 LOGICAL_DEVICE_NAME = AttributeRef(1, LogicalName.parse("0.0.42.0.0.255"), 2)
 ACTIVE_ENERGY = AttributeRef(3, LogicalName.parse("1.0.1.8.0.255"), 2)
+CONSUMER_MESSAGE = AttributeRef(1, LogicalName.parse("0.0.96.13.0.255"), 2)
+MESSAGE_OCTETS = 255
 LONG_VALUE = AttributeRef(1, LogicalName.parse("0.0.128.0.0.255"), 2)
 
 
@@ -100,6 +102,11 @@ class Meter:
         counters = _UnicastCounters(self)
         return Traffic(self._keys(KeyId.GUEK), counters, counters)
 
+    def broadcast(self, client: SystemTitle) -> Traffic:
+        """The broadcast keys that are effective now, and the counters of a broadcasting client."""
+        counters = NamedCounters(self, f"broadcast:{client}")
+        return Traffic(self._keys(KeyId.GBEK), counters, counters, broadcast=True)
+
     def under(self, key: bytes) -> SoftwareKeys:
         """A key together with the GAK that is effective now."""
         return SoftwareKeys(key, self.state.keys[KeyId.GAK])
@@ -127,11 +134,10 @@ class Meter:
         gak = self.state.keys[KeyId.GAK]
         if unicast is None:
             return GeneralKeys(suite=self.state.suite, agreement=self._agreement(client, gak))
-        broadcast = NamedCounters(self, f"broadcast:{client}")
         return GeneralKeys(
             suite=self.state.suite,
             guek=unicast,
-            gbek=Traffic(self._keys(KeyId.GBEK), broadcast, broadcast, broadcast=True),
+            gbek=self.broadcast(client),
             wrapping=SoftwareWrapping(self.state.keys[KeyId.MASTER], gak),
             agreement=self._agreement(client, gak),
             takes_broadcast=True,
@@ -181,6 +187,18 @@ class Meter:
             for one in (self, *self._others)
         }
 
+    def write_message(self, data: Data) -> int:
+        """Take a consumer message text: a Data-Access-Result."""
+        try:
+            text = data.octets()
+        except ProtocolError:
+            return TYPE_UNMATCHED
+        if len(text) > MESSAGE_OCTETS:
+            return READ_WRITE_DENIED
+        self.state.message = text
+        self.changed()
+        return SUCCESS
+
     def read(self, ref: AttributeRef, client_title: bytes, *, public: bool) -> tuple[int, Data | None]:
         """Read an attribute: a Data-Access-Result, and the value where that is 0.
 
@@ -198,6 +216,7 @@ class Meter:
         if public:
             return READ_WRITE_DENIED, None
         to_clients = {ACTIVE_ENERGY: axdr.double_long_unsigned(123_456), LONG_VALUE: _PROFILE}
+        to_clients[CONSUMER_MESSAGE] = axdr.octet_string(self.state.message)
         to_clients |= self.security_setup.attributes(client_title)
         return (SUCCESS, to_clients[ref]) if ref in to_clients else (OBJECT_UNDEFINED, None)
 

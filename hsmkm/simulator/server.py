@@ -117,6 +117,8 @@ async def _answer(session: Session, reader: asyncio.StreamReader, writer: asynci
     if version != VERSION or not length:
         raise DroppedError
     answer = session.receive(await reader.readexactly(length), client)
+    if not answer:
+        return
     writer.write(_HEADER.pack(VERSION, server, client, len(answer)) + answer)
     await writer.drain()
     session.sent()

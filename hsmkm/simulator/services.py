@@ -19,7 +19,7 @@ from hsmkm.dlms.xdlms import (
     SetResult,
 )
 from hsmkm.simulator.association_object import CHANGE_HLS_SECRET
-from hsmkm.simulator.meter import Meter
+from hsmkm.simulator.meter import CONSUMER_MESSAGE, Meter
 from hsmkm.simulator.security_setup import READ_WRITE_DENIED, SUCCESS
 
 BLOCK_OVERHEAD = 64
@@ -31,11 +31,12 @@ NO_LONG_GET = 16
 
 @dataclass(slots=True)
 class Rights:
-    """Who asks; `authentic` is whether the request proves it."""
+    """Who asks; `authentic` is whether the request proves it, `broadcast` whether it was for a whole group."""
 
     client: SystemTitle | None
     public: bool
     authentic: bool
+    broadcast: bool = False
 
 
 class Services:
@@ -57,6 +58,8 @@ class Services:
             return self._get(request, rights)
         if isinstance(request, GetNext):
             return self._next_block(request)
+        if request.ref == CONSUMER_MESSAGE and (rights.broadcast or rights.authentic) and not rights.public:
+            return SetResult(request.invoke, self._meter.write_message(request.data))
         if rights.public or rights.client is None or not rights.authentic:
             return SetResult(request.invoke, READ_WRITE_DENIED)
         return SetResult(request.invoke, self._meter.association_object.write(request.ref, request.data))

@@ -5,10 +5,11 @@ States: idle -> (AARQ with HLS) pending -> (f(StoC) fits) associated; without HL
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from enum import Enum
 
-from hsmkm.dlms import acse, axdr, general, hls, xdlms
+from hsmkm.dlms import acse, axdr, broadcast, general, hls, xdlms
 from hsmkm.dlms.acse import AssociationRequest, AssociationResponse, Context
 from hsmkm.dlms.association import REPLY_TO_HLS
 from hsmkm.dlms.channel import Channel, Form, Opened, Traffic
@@ -88,7 +89,9 @@ class Session:
         self._lowest = 0
 
     def receive(self, apdu: bytes, client_sap: int) -> bytes:
-        """Answer one APDU; the meter's state is saved before."""
+        """Answer one APDU; the meter's state is saved before. The answer to a broadcast is empty: there is none."""
+        if client_sap == self._meter.settings.broadcast_sap:
+            return self._take_broadcast(apdu)
         try:
             answer = self._dispatch(apdu, client_sap)
         except StaleCounterError:
@@ -101,6 +104,19 @@ class Session:
         finally:
             self._meter.store()
         return answer
+
+    def _take_broadcast(self, apdu: bytes) -> bytes:
+        """Carry out a broadcast that names its sender; what is not one, or a replay, changes nothing."""
+        meter = self._meter
+        with contextlib.suppress(ProtocolError, IntegrityError, InputError):
+            sender = broadcast.sender_of(apdu)
+            if sender is not None:
+                traffic = meter.broadcast(sender)
+                plain = broadcast.unprotect(apdu, traffic.key, meter.state.suite, sender, traffic.received)
+                rights = Rights(sender, public=False, authentic=False, broadcast=True)
+                Services(meter, 0).serve(xdlms.parse_request(plain), rights)
+        meter.store()
+        return b""
 
     def sent(self) -> None:
         """Take note that the answer is on its way: keys become effective now, unless they wait for the release."""
@@ -259,8 +275,8 @@ class Session:
             self._meter.transactions(channel.peer).accept(opened.header.transaction_number)
         if is_client:
             self._lowest, self._carrier = lowest, opened.counter if _under_guek(opened) else None
-        broadcast = opened.key_info == IdentifiedKey(KeyId.GBEK)
-        rights = Rights(channel.peer, public=False, authentic=opened.authentic and not broadcast)
+        shared = opened.key_info == IdentifiedKey(KeyId.GBEK)
+        rights = Rights(channel.peer, public=False, authentic=opened.authentic and not shared)
         response = self._serve(xdlms.parse_request(opened.apdu), rights).encode()
         answer = self._answered(channel, response, opened, demands.response | opened.protection)
         if self._meter.settings.activate is Activation.NOW:

@@ -10,6 +10,7 @@ The file is JSON, readable by its owner only. Needed are "system_title" (16 hex 
 | mechanisms                      | authentication mechanisms that clients may use                           |
 | password, secret                | of mechanism 1, and of 3, 4 and 6; hex                                   |
 | sent, lowest                    | further counters by name                                                 |
+| message                         | consumer message text, hex; written by broadcasts and clients            |
 | key_pairs, new_key_pairs        | by certificate type, PKCS#8 in hex; new ones wait for their certificate  |
 | certificates, anchors           | DER in hex; anchors are only placed here, never over the wire            |
 | associations                    | further ones: what belongs to a Security Setup and a client, see below   |
@@ -68,6 +69,7 @@ class MeterState:
     secret: bytes = field(default=b"", repr=False)
     sent: dict[str, int] = field(default_factory=dict)
     lowest: dict[str, int] = field(default_factory=dict)
+    message: bytes = b""
     key_pairs: KeyPairs = field(default_factory=dict, repr=False)
     new_key_pairs: KeyPairs = field(default_factory=dict, repr=False)
     certificates: list[bytes] = field(default_factory=list, repr=False)
@@ -115,6 +117,7 @@ def encode(state: MeterState) -> str:
         "system_title": str(state.system_title),
         "suite": int(state.suite),
         **_association(state),
+        "message": state.message.hex(),
         "key_pairs": _written(state.key_pairs),
         "new_key_pairs": _written(state.new_key_pairs),
         "certificates": [der.hex() for der in state.certificates],
@@ -177,6 +180,7 @@ def _rest(document: Mapping[str, Any]) -> dict[str, Any]:
         "secret": bytes.fromhex,
         "sent": _counters,
         "lowest": _counters,
+        "message": bytes.fromhex,
         "key_pairs": _read,
         "new_key_pairs": _read,
         "certificates": _octets,

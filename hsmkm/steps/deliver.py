@@ -37,7 +37,7 @@ from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Sent
-from hsmkm.store import holders, key_sets, meters, models, packages, parties, permissions, renewals
+from hsmkm.store import groups, holders, key_sets, meters, models, packages, parties, permissions, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import Direction, PackageRecord
@@ -193,13 +193,19 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
             if isinstance(found, str):
                 reasons.append(found)
             else:
-                given = [outgoing(meter, *item, address="" if third else None) for item in found]
+                given = [_given(tx, meter, item, third=third) for item in found]
                 content += [with_certificates(tx, trust, given[0]), *given[1:]]
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
     if not content:
         raise InputError("no meter is selected", hint="name meters, or an order with --order")
     return send(party, kind, to, content)
+
+
+def _given(tx: Transaction, meter: Meter, item: tuple[KeySet, KeyState], *, third: bool) -> Outgoing:
+    ref = item[0].ref
+    group = groups.group_of(tx, ref.system_title, ref.security_setup, ref.client)
+    return outgoing(meter, *item, group=group, address="" if third else None)
 
 
 def with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Outgoing:

@@ -19,6 +19,7 @@ from hsmkm.packages.send import outgoing
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.communicate import Conversation
 from hsmkm.steps.deliver import ACCEPTED, SENT, send, sent_of, with_certificates
+from hsmkm.steps.group_members import group_name
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Sent
 from hsmkm.store import holders, intents, packages, parties
@@ -55,7 +56,8 @@ def distribute(party: Party, given: Sequence[Given], state: KeyState) -> list[Se
         before = _given_before(speaking, key_set)
         waiting |= {item.id: sent_of(party, item) for item in before if item.state == SENT}
         with_keys = takes_keys and not before
-        item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, revision=GIVEN)
+        group = group_name(party, key_set.ref)
+        item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, group=group, revision=GIVEN)
         with party.store.read() as tx:
             item = with_certificates(tx, trust_of(party), item) if with_keys else item
         content[speaking.meter.concentrator or ""].append(item)
@@ -85,7 +87,8 @@ def activate(party: Party, given: Sequence[Given], wait: int) -> None:
     clients = _of_clients(given)
     unknown = [item for item in clients if not _given_before(*item)]
     for speaking, key_set in (item for item in clients if item not in unknown):
-        item = outgoing(speaking.meter, key_set, KeyState.ACTIVE, with_keys=False, revision=IN_FORCE)
+        group = group_name(party, key_set.ref)
+        item = outgoing(speaking.meter, key_set, KeyState.ACTIVE, with_keys=False, group=group, revision=IN_FORCE)
         content[speaking.meter.concentrator or ""].append(item)
     sent = distribute(party, unknown, KeyState.ACTIVE)
     sent += [send(party, Purpose.ACTIVATION, name, items) for name, items in content.items()]

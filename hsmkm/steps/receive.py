@@ -31,6 +31,7 @@ from hsmkm.pki.certificates import parse_certificate, public_key, replace_file
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
+from hsmkm.steps.group_members import learn
 from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, take_meter_certificate
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
@@ -168,6 +169,7 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
         store_opened(tx, opened)
         for item in opened.meters:
             _follow(tx, item, header.purpose)
+            learn(tx, opened.sender, item.entry)
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)
     return record

@@ -49,11 +49,13 @@ from hsmkm.steps.communicate import (
 )
 from hsmkm.steps.credentials import Pair, new_key, open_key, secret_roles
 from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
+from hsmkm.steps.group_members import own_roles, refuse_left, resealed
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.secret_change import secret_request
 from hsmkm.steps.stages import Stage, plan, with_probe
 from hsmkm.store import counters, intents, key_sets, key_states, renewals
+from hsmkm.store.groups import GroupKeys
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
 from hsmkm.store.key_states import KeyState
@@ -166,7 +168,7 @@ def failing(outcomes: list[Outcome], name: str, association: str = "") -> Iterat
 def _begin(party: Party, held: ExitStack, name: str, roles: tuple[MeterRole, ...], association: str) -> Work:
     speaking = held.enter_context(conversation(party, find_meter(party, name), association))
     refuse_unfinished(speaking)
-    return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, roles))
+    return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, own_roles(speaking, roles)))
 
 
 def refuse_unfinished(speaking: Conversation) -> None:
@@ -207,16 +209,20 @@ def was_sent(speaking: Conversation, key_set: KeySet) -> bool:
     return any(wanted.items() <= {**speaking.place, **item.detail}.items() for item in begun)
 
 
-def prepare(speaking: Conversation, current: KeySet, roles: tuple[MeterRole, ...]) -> Work:
-    """Make the fresh generation in the token and commit it, before anything is sent."""
+def prepare(
+    speaking: Conversation, current: KeySet, roles: tuple[MeterRole, ...], shared: GroupKeys | None = None
+) -> Work:
+    """Make the fresh generation in the token and commit it, before anything is sent; `shared` keys are the group's."""
     party, vault = speaking.party, speaking.party.vault
-    made: dict[MeterRole, StoredKey] = {}
-    for role in roles:
+    made: dict[MeterRole, StoredKey] = {} if shared is None else resealed(party, current.suite, shared)
+    for role in (role for role in roles if role not in made):
         with new_key(party, speaking.model, role, current.suite) as key:
             made[role] = StoredKey(role, vault.random(IDENTITY_OCTETS), vault.seal(key).wrapped)
     keys = {**carried(party, current, set(ROLE_NUMBERS) - set(roles)), **made}
     title = speaking.meter.system_title.hex().upper()
     with party.store.begin("renewal-prepare", title, {"roles": [role.value for role in roles]}) as tx:
+        if shared is not None:
+            refuse_left(tx, current.ref, shared)
         fresh = add_generation(tx, speaking, current, keys, KeyState.PRE_ACTIVE)
         begin_counter(tx, speaking, current, fresh)
         renewal = start(tx, speaking, current, fresh, roles)

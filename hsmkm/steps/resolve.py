@@ -26,6 +26,7 @@ from hsmkm.steps.communicate import (
 )
 from hsmkm.steps.credentials import Pair, secret_roles
 from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations, owed_at, owed_here
+from hsmkm.steps.group_members import shared_with
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
@@ -48,7 +49,7 @@ from hsmkm.steps.renew import (
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.stages import with_probe
 from hsmkm.steps.way_back import settle
-from hsmkm.store import intents, key_sets, renewals
+from hsmkm.store import counters, intents, key_sets, renewals
 from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
@@ -124,10 +125,13 @@ def resolve(party: Party, name: str, association: str = "", *, go_on: bool = Tru
             activate(party, [(speaking, work.fresh)], RECEIPT_SECONDS)
             return outcome
         settled = _record(work, truth)
-        if not go_on:
+        group = shared_with(speaking, truth.lacking(work))
+        if not go_on or group:
             if settled is not work.current:
                 await_receipts(party, distribute(party, [(speaking, settled)], KeyState.ACTIVE), RECEIPT_SECONDS)
-            return work.outcome("abandoned", settled, "what the meter holds is recorded and in force")
+            detail = "what the meter holds is recorded and in force"
+            detail += f"; go on with: hsmkm group renew {group}" if group else ""
+            return work.outcome("abandoned", settled, detail)
         again = prepare(speaking, settled, with_probe(speaking.model, truth.lacking(work)))
         (outcome,) = carry_out(party, [again], prove_refusal=work.current.ref.generation == 0)
         return outcome
@@ -241,8 +245,14 @@ def _true_gbek(work: Work, pair: Pair, *, acknowledged: bool) -> KeySet:
 
 
 def _transfers_again(work: Work, pair: Pair) -> bool:
-    """Send the fresh GBEK once more where the answer was lost: it was never used, and nothing else tells."""
+    """Send the fresh GBEK once more where the answer was lost: nothing else tells, and it was never used.
+
+    A group's GBEK is used once the group has switched to it without this meter; then it is not sent again.
+    """
     what = f"gbek {work.fresh.ref.generation}"
+    with work.party.store.read() as tx:
+        if counters.current(tx, work.fresh.key(KeyRole.GBEK).identity, work.speaking.client_title) is not None:
+            return False
     return _probe(work, pair, work.current, what)
 
 

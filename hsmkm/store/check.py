@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 from sqlalchemy import and_, func, select
@@ -12,6 +13,7 @@ from hsmkm.store import (
     certificates,
     certified_keys,
     counters,
+    groups,
     key_set_rows,
     key_states,
     meters,
@@ -24,7 +26,7 @@ from hsmkm.store import (
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
 from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as audit_table
-from hsmkm.store.schema import key_sets
+from hsmkm.store.schema import group_keys, group_members, key_sets
 from hsmkm.store.schema import key_states as states
 from hsmkm.store.schema import meters as meter_table
 from hsmkm.store.store import Transaction
@@ -40,6 +42,9 @@ AUTHENTICATED = (
     counters.RECEIVE_ROWS,
     transactions.ROWS,
     permissions.ROWS,
+    groups.ROWS,
+    groups.KEY_ROWS,
+    groups.MEMBER_ROWS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000
@@ -62,34 +67,70 @@ def check(tx: Transaction) -> Iterator[Problem]:
     yield from _orphan_states(tx)
     yield from _unknown_batches(tx)
     yield from duplicates(tx)
+    yield from _keys_of_two_groups(tx)
 
 
 def duplicates(tx: Transaction) -> Iterator[Problem]:
-    """Yield key sets that hold a wrapped key which another identity has too; initial keys (generation 0) may.
+    """Yield key sets that hold a wrapped key which another identity has too, or another meter without a group.
 
-    AES key wrap is deterministic, so equal wrapped keys are equal keys. The store is read once for each 500,000 keys,
-    so that memory stays bounded.
+    AES key wrap is deterministic, so equal wrapped keys are equal keys. One key in two meters is right for a model's
+    initial keys, and for meters that are or were in one group. The store is read once for each 500,000 keys, so that
+    memory stays bounded.
     """
     sets = tx.connection.scalar(select(func.count()).select_from(key_sets)) or 0
     passes = sets * KEYS_OF_A_SET // KEYS_AT_ONCE + 1
+    sharing = _Sharing(tx)
     for turn in range(passes):
-        yield from _duplicates_in(tx, turn, passes)
+        yield from _duplicates_in(tx, turn, passes, sharing)
 
 
-def _duplicates_in(tx: Transaction, turn: int, passes: int) -> Iterator[Problem]:
-    owners: dict[tuple[int, bytes], bytes] = {}
+class _Sharing:
+    """Who may have one key: meters of one group, and every meter of a model its initial keys."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._initial = set(models.every_initial_identity(tx))
+        self._groups: dict[bytes, set[str]] = defaultdict(set)
+        for row in tx.stream(select(group_members.c.system_title, group_members.c.group)):
+            self._groups[row["system_title"]].add(row["group"])
+
+    def allowed(self, identity: bytes, one: bytes, other: bytes) -> bool:
+        empty: set[str] = set()
+        together = self._groups.get(one, empty) & self._groups.get(other, empty)
+        return one == other or bool(together) or identity in self._initial
+
+
+def _duplicates_in(tx: Transaction, turn: int, passes: int, sharing: _Sharing) -> Iterator[Problem]:
+    owners: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
     columns = (key_sets.c[name] for name in (*key_set_rows.KEY, "storage_key", "keys"))
     for row in tx.stream(select(*columns).where(key_sets.c.generation > 0)):
-        name = key_set_rows.row_name(row)
+        name, title = key_set_rows.row_name(row), row["system_title"]
         try:
             keys = unpack(row["keys"], name)
         except IntegrityError:
             continue  # named already: it does not fit its MAC
         for key in keys:
             if zlib.crc32(key.wrapped) % passes == turn:
-                owner = owners.setdefault((row["storage_key"], key.wrapped), key.identity)
+                owner, first = owners.setdefault((row["storage_key"], key.wrapped), (key.identity, title))
                 if owner != key.identity:
                     yield _problem(name, f"its {key.role} key is also the key of identity {owner.hex()}")
+                elif not sharing.allowed(owner, first, title):
+                    yield _problem(name, f"its {key.role} key is also that of meter {first.hex().upper()}")
+
+
+def _keys_of_two_groups(tx: Transaction) -> Iterator[Problem]:
+    """Yield groups that have a key of another group: a broadcast for one would be taken by the other."""
+    owners: dict[bytes, str] = {}
+    for row in tx.stream(select(group_keys).order_by(group_keys.c.group, group_keys.c.generation)):
+        name = groups.KEY_ROWS.name(row)
+        try:
+            keys = unpack(row["keys"], name)
+        except IntegrityError:
+            continue  # named already: it does not fit its MAC
+        for key in keys:
+            known = {owners.setdefault(octets, row["group"]) for octets in (key.identity, key.wrapped)}
+            if known != {row["group"]}:
+                other = min(known - {row["group"]})
+                yield _problem(name, f"its {key.role} key is also a key of group {other}")
 
 
 def _uncovered_meters(tx: Transaction) -> Iterator[Problem]:

@@ -6,6 +6,8 @@ its MAC is the model's, made over the model's name in place of a system title.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sqlalchemy import select
@@ -79,6 +81,13 @@ def identity_of(tx: Transaction, storage_key: int, wrapped: bytes) -> bytes | No
             if key.wrapped == wrapped:
                 return key.identity
     return None
+
+
+def every_initial_identity(tx: Transaction) -> Iterator[bytes]:
+    """Give the identities of all initial keys, which every meter of a model shares; `faults` names unreadable ones."""
+    for row in tx.all(select(table).where(table.c["keys"].is_not(None))):
+        with suppress(IntegrityError):
+            yield from (key.identity for key in _keys(row).keys)
 
 
 def name_for(model: str, association: str) -> str:

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0004"
+HEAD = "0005"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -398,4 +398,43 @@ approvals = Table(
     _column("created", BigInteger),
     _column("expires", BigInteger),
     *_authenticated(),
+)
+
+broadcast_groups = Table(
+    "broadcast_groups",
+    metadata,
+    _key("name", Text),
+    _column("suite", SmallInteger),
+    _column("client", SmallInteger),
+    _column("origin", Text),
+    _column("renewal", Text),
+    *_authenticated(),
+    sqlite_with_rowid=False,
+)
+
+group_keys = Table(
+    "group_keys",
+    metadata,
+    _key("group", Text),
+    _key("generation", Integer),
+    _column("storage_key", Integer),
+    _column("keys", LargeBinary),
+    _column("state", Text),
+    *_authenticated(),
+    ForeignKeyConstraint(["group"], ["broadcast_groups.name"]),
+    sqlite_with_rowid=False,
+)
+
+group_members = Table(
+    "group_members",
+    metadata,
+    _key("group", Text),
+    _key("system_title", LargeBinary),
+    _key("security_setup", SmallInteger),
+    _key("client", SmallInteger),
+    _column("state", Text),
+    *_authenticated(),
+    ForeignKeyConstraint(["group"], ["broadcast_groups.name"]),
+    Index(None, "system_title"),
+    sqlite_with_rowid=False,
 )

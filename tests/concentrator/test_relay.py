@@ -15,6 +15,7 @@ from hsmkm.errors import RefusedError, TransportError
 from hsmkm.link import gateway
 from hsmkm.link.tls import TlsLink, client_context, server_context
 from hsmkm.link.wrapper import Decoder, Frame
+from tests.field import wait_until
 from tests.tls_pki import Holder, TlsPki
 
 if TYPE_CHECKING:
@@ -196,6 +197,21 @@ def for_another_client(frame: Frame) -> bytes:
 
 def junk(_frame: Frame) -> bytes:
     return b"junk that is no frame"
+
+
+def test_a_broadcast_reaches_the_meter_and_nobody_waits_for_an_answer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.meters[METER].answer = silent
+    with relaying(world):
+        for number in range(3):
+            with world.link() as link:
+                link.send(APDU + bytes([number]), 102, 1)
+        wait_until(lambda: len(world.meters[METER].frames) == 3)
+        assert world.ask(SECOND) == bytes(reversed(APDU))
+    frames = sorted(world.meters[METER].frames, key=lambda frame: frame.apdu)
+    assert frames == [Frame(102, 1, APDU + bytes([number])) for number in range(3)]
+    assert "gave no answer" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hsmkm.store import (
     certified_keys,
     check,
     counters,
+    groups,
     key_sets,
     key_states,
     meters,
@@ -28,7 +29,7 @@ from hsmkm.store.certificates import CertificateRecord, Issuance, Source
 from hsmkm.store.key_set import KeyState, StoredKey
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.store.problem import Problem
-from hsmkm.store.store import Store
+from hsmkm.store.store import Store, Transaction
 from hsmkm.token.types import KeyRole
 
 if TYPE_CHECKING:
@@ -70,7 +71,27 @@ def full(store: Store, factory: Factory) -> Store:
         certificates.revoke(tx, "CN=i", b"\x07", NOW, "superseded")
         record = ("id-1", Direction.SENT, "delivery", 1, "utility-a", NOW, LATER, bytes(32), "sent", 1, b"receipt")
         packages.add(tx, PackageRecord(*record))
+        groups.add(tx, groups.Group("north", 0, 102, "utility-a", groups.Renewal.REMOVED))
+        groups.add_keys(tx, 0, group_keys(factory, "north"))
+        groups.put_member(tx, groups.Member("north", meter.system_title, 0, 1))
     return store
+
+
+def group_keys(factory: Factory, name: str, number: int = 1) -> groups.GroupKeys:
+    made = factory.keys()
+    keys = tuple(key for key in made if key.role in groups.SHARED_ROLES)
+    return groups.GroupKeys(name, number, 1, keys, groups.GroupKeyState.CURRENT)
+
+
+def in_group(tx: Transaction, factory: Factory, group: str, number: int, *keys: StoredKey) -> None:
+    """Add a meter to a group, with a key set that carries these keys."""
+    meter = factory.meter(number)
+    meters.add(tx, meter)
+    made = factory.key_set(meter)
+    given = {key.role: key for key in (*made.keys, *keys)}
+    key_sets.add(tx, key_sets.authenticate(factory.authenticator, replace(made, keys=tuple(given.values())), meter))
+    if group:
+        groups.put_member(tx, groups.Member(group, meter.system_title, 0, 1))
 
 
 def tamper(url: str, statement: str, *values: object) -> None:
@@ -249,3 +270,50 @@ def test_the_effect_tells_two_changes_apart(store: Store, factory: Factory) -> N
     with store.read() as tx:
         assert len({record.effect for record in audit.log(tx)}) == 3
         assert [record.sequence for record in audit.log(tx, after=1, subject="x")] == [2, 3]
+
+
+def test_members_of_a_group_share_its_keys_and_nobody_else_does(store: Store, factory: Factory) -> None:
+    with store.begin("x", "y", {}) as tx:
+        for name in ("north", "south"):
+            groups.add(tx, groups.Group(name, 0, 102))
+        north = group_keys(factory, "north")
+        groups.add_keys(tx, 0, north)
+        groups.add_keys(tx, 0, group_keys(factory, "south"))
+        for number in (1, 2):
+            in_group(tx, factory, "north", number, *north.keys)
+    assert problems(store) == []
+    with store.begin("x", "y", {}) as tx:
+        in_group(tx, factory, "south", 3, north.key(KeyRole.GBEK))
+        in_group(tx, factory, "", 4, north.key(KeyRole.GAK))
+    first = factory.meter(1).title
+    assert [str(problem) for problem in problems(store)] == [
+        f"key_sets {factory.meter(3).title}/0/1/1: its gbek key is also that of meter {first}",
+        f"key_sets {factory.meter(4).title}/0/1/1: its gak key is also that of meter {first}",
+    ]
+
+
+def test_a_meter_that_left_a_group_may_still_have_its_keys(store: Store, factory: Factory) -> None:
+    with store.begin("x", "y", {}) as tx:
+        groups.add(tx, groups.Group("north", 0, 102))
+        keys = group_keys(factory, "north")
+        groups.add_keys(tx, 0, keys)
+        for number in (1, 2):
+            in_group(tx, factory, "north", number, *keys.keys)
+        left = factory.meter(2).system_title
+        groups.put_member(tx, groups.Member("north", left, 0, 1, groups.MemberState.REMOVED))
+        assert groups.own_group_of(tx, left, 0, 1) == ""
+    assert problems(store) == []
+
+
+def test_a_key_of_two_groups_is_named(store: Store, factory: Factory) -> None:
+    with store.begin("x", "y", {}) as tx:
+        for name in ("north", "south"):
+            groups.add(tx, groups.Group(name, 0, 102))
+        north = group_keys(factory, "north")
+        groups.add_keys(tx, 0, north)
+        renamed = tuple(replace(key, identity=bytes(15) + bytes([place])) for place, key in enumerate(north.keys))
+        groups.add_keys(tx, 0, replace(north, group="south", keys=renamed))
+    assert sorted(str(problem) for problem in problems(store)) == [
+        "group_keys south 1: its gak key is also a key of group north",
+        "group_keys south 1: its gbek key is also a key of group north",
+    ]

@@ -81,7 +81,7 @@ def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
 
 def test_an_older_schema_is_refused_with_the_way_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "HEAD", "9999")
-    with pytest.raises(RefusedError, match="older schema 0004") as raised:
+    with pytest.raises(RefusedError, match=f"older schema {schema.REVISIONS[-1]}") as raised:
         Store.open(url, None, "tester")
     assert "upgrade" in raised.value.hint
 
