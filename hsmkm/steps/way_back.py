@@ -94,10 +94,13 @@ def _abandoned(work: Work, *, go_on: bool, wait: int) -> Outcome:
 
 
 def _led_back(work: Work) -> KeySet:
-    """Bring a fresh GUEK into a meter whose GUEK nobody here knows, and prove it; InDoubtError where that fails."""
+    """Bring a fresh GUEK into a meter whose GUEK nobody here knows, and prove it; InDoubtError where that fails.
+
+    Master key and GAK of the generation before are in force beyond doubt: an agreement changes the GUEK alone.
+    """
     general = replace(work.speaking, model=model_of_way_back(work.speaking.model))
     try:
-        with associated(general, Pair.of(work.current), partial(spend, work, WAY_BACK)) as client:
+        with associated(general, Pair.in_force(work.current), partial(spend, work, WAY_BACK)) as client:
             fresh = _transfer(work, client)
     except (RefusedError, TransportError, ProtocolError, IntegrityError) as error:
         note_refusal(work, WAY_BACK, error.message)
