@@ -52,7 +52,10 @@ class Pair:
 
     @classmethod
     def in_force(cls, key_set: KeySet) -> Pair:
-        """Take all from one set, for exchanges that change no keys: APDUs are under the key that the model names."""
+        """Take all from one set, where APDUs are under the key that the model names.
+
+        For exchanges that change no keys, and for the way back, which must not need the GUEK.
+        """
         return cls(key_set, key_set, key_set, key_set)
 
 
