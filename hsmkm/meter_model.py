@@ -26,6 +26,7 @@ GENERAL_KEYS = (IDENTIFIED, "wrapped", *AGREED_KEYS)
 WAY_BACK_KEYS = ("wrapped", "one-pass")
 ALGORITHM_ID = re.compile(r"[0-9A-Fa-f]{12}")
 MAX_SETUP = 255
+MAX_SAP = 65535
 VERSION_0_POLICIES = range(4)
 VERSION_1_POLICY_BITS = 0xFC
 SIGNATURE_BITS = 0x90
@@ -38,6 +39,11 @@ class MeterAddressing:
     server_sap: int = 1
     client_sap: int = 1
     public_client_sap: int = 16
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section: a wrapper port has 16 bits (IEC 62056-4-7)."""
+        saps = ("server_sap", "client_sap", "public_client_sap")
+        return [(name, f"must be 0 to {MAX_SAP}") for name in saps if not 0 <= getattr(self, name) <= MAX_SAP]
 
 
 @dataclass(frozen=True, slots=True)

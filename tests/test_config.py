@@ -196,6 +196,10 @@ def test_an_association_that_the_model_lacks_is_refused_with_those_it_has(tmp_pa
         ("[associations.reading.security_setup]\nnumber = 256\n", [(3, "associations.reading.security_setup.number")]),
         ("[associations.reading.security_setup]\nnumber = -1\n", [(3, "associations.reading.security_setup.number")]),
         ("[associations.reading.security_setup]\nnumber = 1.5\n", [(3, "associations.reading.security_setup.number")]),
+        (
+            "[addressing]\nclient_sap = 65536\nserver_sap = -1\n",
+            [(3, "addressing.client_sap"), (4, "addressing.server_sap")],
+        ),
         ("[associations.r]\n[associations.r.addressing]\nport = 2\n", [(4, "associations.r.addressing.port")]),
         (
             '[associations.r]\nflags = ["XYZ"]\naddressing.client_sap = 2\nsecurity_setup.number = 1\n',
