@@ -172,11 +172,15 @@ def _check_pin_file(path: Path, status: os.stat_result) -> None:
 
 
 def _from_descriptor(number: str, _home: Path) -> bytes:
+    """Read a file from its beginning, so that each worker of a process finds the PIN; a pipe can be read once."""
     if not number.isdecimal():
         raise LoginError("fd: needs the number of an open file", hint="for example fd:3 with 3<pin-file")
     octets = b""
+    descriptor = int(number)
     try:
-        while len(octets) <= PIN_MAX_OCTETS and (more := os.read(int(number), PIN_MAX_OCTETS + 3)):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.pread(descriptor, PIN_MAX_OCTETS + 3, 0)
+        while len(octets) <= PIN_MAX_OCTETS and (more := os.read(descriptor, PIN_MAX_OCTETS + 3)):
             octets += more
     except OSError as error:
         raise LoginError(f"cannot read the PIN from file descriptor {number}: {error.strerror}") from error

@@ -67,6 +67,13 @@ def test_a_pin_comes_from_each_source(tmp_path: Path, monkeypatch: pytest.Monkey
     os.close(reader)
 
 
+def test_each_worker_of_a_process_finds_the_pin_in_an_open_file(tmp_path: Path) -> None:
+    path = tmp_path / "pin"
+    path.write_bytes(b"1234\n")
+    with path.open("rb") as file:
+        assert [read_pin(f"fd:{file.fileno()}", tmp_path).reveal() for _ in range(2)] == [b"1234"] * 2
+
+
 def test_a_pin_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pin"
     path.write_text("1234")
