@@ -23,7 +23,7 @@ from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import load, save_to
 from hsmkm.store import meters
 from scripts import readme
-from tests import mechanisms
+from tests import mechanisms, third
 from tests.field import state_path, wait_until
 from tests.realm import copy_realm, title_of
 from tests.steps.test_steps_agree import injected as agreeing
@@ -102,6 +102,14 @@ def test_groups_go_as_their_page_says(delivered_template: Realm, tmp_path: Path)
         assert differences(done) == []
         wait_until(lambda: load(paths[0]).message == b"hello")
     assert load(paths[1]).message == b""
+
+
+@pytest.mark.slow
+def test_a_third_party_reaches_a_meter_as_its_page_says(realm: Realm, tmp_path: Path) -> None:
+    with third.delivered(realm, 1):
+        done = walk("third-party.md", {"LAB": str(realm.folder), "METER": mechanisms.TITLE}, tmp_path)
+    assert differences(done) == []
+    assert all(b"\x01\xe2\x40" not in path.read_bytes() for path in realm.folder.glob("*.apdu"))
 
 
 @pytest.mark.slow

@@ -39,10 +39,14 @@ class Reach:
         return self.realm.folder / name
 
 
-def join(realm: Realm, name: str) -> None:
-    """Make a third party's home with certificates, known to the utility and knowing it."""
+def make(realm: Realm, name: str) -> None:
+    """Make a third party's home with certificates."""
     make_token(write_home(realm.home(name), name, "third-party", TITLES[name], ()), ACTOR)
     certify_home(realm, name)
+
+
+def join(realm: Realm, name: str) -> None:
+    """Register a third party at the utility, and the utility there."""
     folder = realm.folder / "certificates"
     with realm.open("utility") as party:
         register_party(party, PartyPlan(name, "third-party", (), "", "", folder / name))
@@ -52,9 +56,9 @@ def join(realm: Realm, name: str) -> None:
 
 @contextmanager
 def delivered(realm: Realm, suite: int, extra: str = "", policy: int | None = None) -> Iterator[Reach]:
-    """Give the utility a meter whose certificates it knows, with the third party registered and not yet permitted."""
+    """Give the utility a meter whose certificates it knows; the third party has its home, and is not registered."""
     line = set_up(realm, 5, suite, extra, policy)
-    join(realm, THIRD)
+    make(realm, THIRD)
     for name in ("utility", THIRD):
         (realm.home(name) / "models").mkdir()
         shutil.copy(realm.home("factory") / "models" / f"{MODEL}.toml", realm.home(name) / "models")
@@ -74,6 +78,7 @@ def delivered(realm: Realm, suite: int, extra: str = "", policy: int | None = No
 def reached(realm: Realm, suite: int, extra: str = "", policy: int | None = None) -> Iterator[Reach]:
     """Let the third party reach the meter: introduced, permitted, and given the GAK and certificates."""
     with delivered(realm, suite, extra, policy) as reach:
+        join(realm, THIRD)
         with realm.open("utility") as party:
             introduce(party, TITLE, other=THIRD)
             permit(party, TITLE, THIRD)

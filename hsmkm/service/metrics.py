@@ -15,6 +15,7 @@ _HELP = {
     "hsmkm_requests_total": "Answered requests by route, method and status.",
     "hsmkm_packages_sent_total": "Key packages handed out.",
     "hsmkm_receipts_total": "Receipts by what became of them.",
+    "hsmkm_apdus_carried_total": "APDUs of third parties carried to a meter and answered.",
 }
 
 Labels = tuple[tuple[str, str], ...]

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from hsmkm.dlms import axdr, general, xdlms
 from hsmkm.dlms.agreement import AlgorithmIds
-from hsmkm.dlms.association import LARGEST_VALUE
 from hsmkm.dlms.channel import Channel, Form
 from hsmkm.dlms.general import LARGEST_APDU, TRANSACTION_OCTETS, GeneralKeyed, Header
 from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.types import AttributeRef, SecuritySuite, SystemTitle
-from hsmkm.dlms.xdlms import GetBlock, GetNext, GetRequest, GetResult
+from hsmkm.dlms.xdlms import GetBlock, GetRequest, GetResult
 from hsmkm.errors import InputError, IntegrityError, PolicyError, ProtocolError, RefusedError
 from hsmkm.link.aim import Aim, AimConnection
 from hsmkm.link.tcp import ApduLink
@@ -77,12 +76,7 @@ def open_answer(party: Party, apdu: bytes) -> Reading:
     attribute = AttributeRef.parse(str(asked.detail["attribute"]))
     wanted = Wanted(attribute, signed=bool(asked.detail["signed"]))
     with _end(party, meter, wanted) as end:
-        answer = end.open(apdu, _Asked(asked.id, header.transaction.hex()))
-    if isinstance(answer, GetBlock):
-        raise RefusedError(
-            f"{attribute} of meter {meter.title} is longer than one APDU", hint="hsmkm meter read --through AIM"
-        )
-    return Reading(attribute, _data(answer))
+        return end.reading(end.open(apdu, _Asked(asked.id, header.transaction.hex())), attribute)
 
 
 def read_through(party: Party, name: str, wanted: Sequence[Wanted], through: str) -> list[Reading]:
@@ -97,21 +91,9 @@ def read_through(party: Party, name: str, wanted: Sequence[Wanted], through: str
 
 
 def _exchanged(party: Party, meter: Meter, wanted: Wanted, carry: Carry) -> Reading:
-    blocks = bytearray()
     with _end(party, meter, wanted) as end:
-        answer = end.exchange(GetRequest(_INVOKE, wanted.attribute), wanted.attribute, carry)
-        number = 0
-        while isinstance(answer, GetBlock):
-            number += 1
-            if answer.error or answer.number != number or not (answer.raw or answer.last):
-                raise ProtocolError("a block came out of order, or with an error")
-            blocks += answer.raw
-            if len(blocks) > LARGEST_VALUE:
-                raise ProtocolError("the value is too large")
-            if answer.last:
-                return Reading(wanted.attribute, axdr.decode(bytes(blocks)))
-            answer = end.exchange(GetNext(_INVOKE, number), wanted.attribute, carry)
-    return Reading(wanted.attribute, _data(answer))
+        apdu, asked = end.ask(GetRequest(_INVOKE, wanted.attribute), wanted.attribute)
+        return end.reading(end.open(carry(apdu), asked), wanted.attribute)
 
 
 def header_of(apdu: bytes) -> Header:
@@ -162,7 +144,7 @@ class _End:
         self._transactions = StoredTransactions(speaking.party, speaking.meter.system_title)
         self.meter = speaking.meter
 
-    def ask(self, request: GetRequest | GetNext, attribute: AttributeRef) -> tuple[bytes, _Asked]:
+    def ask(self, request: GetRequest, attribute: AttributeRef) -> tuple[bytes, _Asked]:
         """Protect a request; that it was made is durable before it is given."""
         number = self._transactions.next().to_bytes(TRANSACTION_OCTETS, "big")
         header = Header(number, self._channel.own, self._channel.peer)
@@ -188,10 +170,14 @@ class _End:
             intents.outcome(tx, asked.intent, ANSWERED)
         return answer
 
-    def exchange(self, request: GetRequest | GetNext, attribute: AttributeRef, carry: Carry) -> GetResult | GetBlock:
-        """Ask by way of a broker, and open what it brings."""
-        apdu, asked = self.ask(request, attribute)
-        return self.open(carry(apdu), asked)
+    def reading(self, answer: GetResult | GetBlock, attribute: AttributeRef) -> Reading:
+        """Take the value out of an answer; RefusedError where the meter gave none, or only a part of it."""
+        if isinstance(answer, GetBlock):
+            raise RefusedError(
+                f"{attribute} of meter {self.meter.title} is longer than one APDU",
+                hint="each APDU is carried in an association of its own, and blocks take one: read less at once",
+            )
+        return Reading(attribute, _data(answer))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hsmkm.concentrator.fetch import fetch_packages
+from hsmkm.dlms.general import LARGEST_APDU
 from hsmkm.errors import (
     HsmkmError,
     InputError,
@@ -282,6 +283,33 @@ def test_an_error_becomes_an_answer_and_our_own_faults_stay_ours(
     assert answered == status
     text = content.decode()
     assert (str(error) in text) == (status < 500)
+
+
+METER = "4D4D4D0000BC614E"
+APDU = b"\xdd protected end to end"
+
+
+def test_an_apdu_is_carried_for_a_party_that_may(service: Service) -> None:
+    path = f"/v1/meters/{METER}/apdu"
+
+    assert service.ask("a", path, APDU) == (200, bytes.fromhex(METER) + APDU)
+    status, content = service.ask("b", path, APDU)
+    assert (status, b"may not reach" in content) == (403, True)
+    assert service.ask("unknown", path, APDU)[0] == 403
+    assert "hsmkm_apdus_carried_total 1" in service.ask("utility", "/metrics")[1].decode()
+
+
+@pytest.mark.parametrize("title", ["4d4d4d0000bc614e", "4D4D", "..", "%2e%2e"])
+def test_an_apdu_is_for_a_system_title(service: Service, title: str) -> None:
+    assert service.ask("a", f"/v1/meters/{title}/apdu", APDU)[0] == 404
+
+
+def test_an_apdu_is_bounded_and_a_meter_out_of_reach_is_told(service: Service) -> None:
+    path = f"/v1/meters/{METER}/apdu"
+
+    assert service.ask("a", path, bytes(LARGEST_APDU + 1))[0] == 413
+    service.desk.error = TransportError("the meter does not answer")
+    assert service.ask("a", path, APDU)[0] == 502
 
 
 def revoked(service: Service) -> None:

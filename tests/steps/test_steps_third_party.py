@@ -19,6 +19,7 @@ from hsmkm.steps.communicate import active_key_set, associated, conversation, fi
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import introduce
+from hsmkm.steps.party import Party
 from hsmkm.steps.permit import permit, withdraw
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.results import Wanted
@@ -28,7 +29,7 @@ from hsmkm.token.types import KeyRole
 from tests.field import ENERGY
 from tests.mechanisms import TITLE
 from tests.realm import Realm, copy_realm
-from tests.third import STRANGER, THIRD, Reach, delivered, join, reached
+from tests.third import STRANGER, THIRD, Reach, delivered, join, make, reached
 
 VALUE = 123_456
 PLAIN = (VALUE).to_bytes(4, "big")
@@ -294,6 +295,7 @@ def test_a_party_without_a_permission_is_not_carried(realm: Realm) -> None:
 def test_a_strange_third_party_is_refused_by_broker_and_meter(reach: Reach) -> None:
     """Registered or not: without a permission it is not carried, and without certificates the meter does not answer."""
     realm, request = reach.realm, ask(reach)
+    make(realm, STRANGER)
     join(realm, STRANGER)
     with realm.open(STRANGER) as party:
         own = party.settings.party.system_title
@@ -386,8 +388,15 @@ def test_a_meter_of_suite_0_and_an_unknown_meter_are_refused(reach: Reach) -> No
             protect(party, TITLE, Wanted(ENERGY, "identified"), reach.file("none.apdu"))
 
 
+@contextmanager
+def registered(realm: Realm) -> Iterator[Party]:
+    join(realm, THIRD)
+    with realm.open("utility") as party:
+        yield party
+
+
 def test_a_party_is_introduced_once(realm: Realm) -> None:
-    with delivered(realm, 1) as reach, realm.open("utility") as party:
+    with delivered(realm, 1) as reach, registered(realm) as party:
         before = len(reach.line.state.certificates)
         done = introduce(party, TITLE, other=THIRD)
         assert [item.profile for item in done] == [f"{THIRD} digital-signature", f"{THIRD} key-agreement"]
