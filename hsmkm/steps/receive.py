@@ -188,13 +188,17 @@ def _follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
 
 
 def put_in_force(tx: Transaction, ref: KeySetRef) -> None:
-    """Activate a generation and deactivate those before it; nothing changes where a newer one is in force already."""
+    """Activate a generation and deactivate those before it; nothing changes where a newer one is in force already.
+
+    Raises RefusedError where there is no such generation.
+    """
+    state = key_states.state(tx, ref)
     generations = key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
     others = [replace(ref, generation=generation) for generation in generations if generation != ref.generation]
     active = [other for other in others if key_states.state(tx, other) is KeyState.ACTIVE]
     if any(other.generation > ref.generation for other in active):
         return
-    if key_states.state(tx, ref) is not KeyState.ACTIVE:
+    if state is not KeyState.ACTIVE:
         key_states.transition(tx, ref, KeyState.ACTIVE)
     for other in active:
         key_states.transition(tx, other, KeyState.DEACTIVATED)
