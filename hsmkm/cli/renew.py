@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import party_worker
+from hsmkm.cli.frame import party_worker, talk
 from hsmkm.cli.outcomes import show_outcomes
 from hsmkm.cli.reference import In
 from hsmkm.errors import InputError
@@ -19,12 +19,12 @@ from hsmkm.store.key_set import ROLE_NAMES
 from hsmkm.token.types import KeyRole, MeterRole
 
 if TYPE_CHECKING:
-    from hsmkm.steps import agree
+    from hsmkm.steps import agree, urgent
     from hsmkm.steps import renew as renew_step
     from hsmkm.steps import resolve as resolve_step
     from hsmkm.steps.party import Party
 else:
-    agree, renew_step, resolve_step = deferred("hsmkm.steps", "agree", "renew", "resolve")
+    agree, renew_step, resolve_step, urgent = deferred("hsmkm.steps", "agree", "renew", "resolve", "urgent")
 
 
 class By(StrEnum):
@@ -57,17 +57,34 @@ def renew(
     prove_refusal: Annotated[
         bool, typer.Option("--prove-refusal", help="Also show that the meter refuses the old keys.")
     ] = False,
+    urgently: Annotated[
+        bool, typer.Option("--urgent", help="In place of meters: all keys that somebody knows and must not.")
+    ] = False,
 ) -> None:
     """Renew keys of meters over DLMS.
 
-    Each is verified by a new association.
+    Each is verified by a new association. With --urgent what is compromised, or was known to somebody who left, is
+    renewed as far as it waits for it: meters and broadcast groups, resolved before where they are in doubt.
 
     A meter whose state is in doubt afterwards is listed as unknown and the exit code is 7; `hsmkm resolve` finishes it.
     """
+    if urgently:
+        _renew_urgently(alone=not (meters or file or keys or association))
+        return
     roles = _roles(keys) if keys else BY_DEFAULT[by]
     names = _names(meters, file)
     with party_worker() as worker:
         outcomes = worker.call(_renew, names, roles, by, association, prove_refusal)
+    show_outcomes(outcomes)
+
+
+def _renew_urgently(*, alone: bool) -> None:
+    if not alone:
+        raise InputError("what is urgent is not chosen", hint="give --urgent alone: hsmkm renew --urgent")
+    with party_worker() as worker:
+        outcomes = worker.call(urgent.renew_urgent)
+    if not outcomes:
+        talk("no keys wait for an urgent renewal")
     show_outcomes(outcomes)
 
 

@@ -14,7 +14,7 @@ from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.content import MeterEntry
 from hsmkm.steps.communicate import Conversation, find_meter
 from hsmkm.steps.party import Party
-from hsmkm.store import groups, key_sets, key_states, meters, renewals
+from hsmkm.store import groups, key_sets, key_states, meters, renewals, urgent
 from hsmkm.store.groups import (
     SHARED_ROLES,
     Group,
@@ -111,16 +111,28 @@ def remove(party: Party, name: str, titles: Sequence[str], *, compromised: bool 
     found = [find_meter(party, title) for title in dict.fromkeys(titles)]
     why = Renewal.COMPROMISED if compromised else Renewal.REMOVED
     with party.store.begin("group-remove", name, {"meters": [meter.title for meter in found], "why": why.value}) as tx:
-        group = ours(tx, name)
+        ours(tx, name)
         for meter in found:
             member = _member(party, name, meter)
             if groups.own_group_of(tx, meter.system_title, member.security_setup, member.client) != name:
                 raise RefusedError(f"meter {meter.title} is not in group {name}", hint=f"hsmkm group show {name}")
-            groups.put_member(tx, replace(member, state=MemberState.REMOVED))
-            _abandon_reached(tx, name, meter)
-        if groups.generations(tx, name) and group.renewal is not Renewal.COMPROMISED:
-            groups.set_renewal(tx, name, why)
+            leave(tx, member, why)
     return overview(party, name)
+
+
+def leave(tx: Transaction, member: Member, why: Renewal) -> None:
+    """Take one meter out of its group, within a transaction; a compromised one makes the group's renewal urgent."""
+    name = member.group
+    groups.put_member(tx, replace(member, state=MemberState.REMOVED))
+    _abandon_reached(tx, name, member)
+    if not groups.generations(tx, name):
+        return
+    if groups.require(tx, name).renewal is not Renewal.COMPROMISED:
+        groups.set_renewal(tx, name, why)
+    if why is Renewal.COMPROMISED:
+        current = groups.in_state(tx, name, GroupKeyState.CURRENT)
+        reason = f"meter {member.title} left it compromised"
+        urgent.queue_group(tx, name, current.generation if current else 0, reason)
 
 
 def overview(party: Party, name: str) -> Overview:
@@ -259,12 +271,12 @@ def _why_not(party: Party, tx: Transaction, group: Group, meter: Meter) -> str:
     return "" if key_sets.active(tx, meter.system_title, *_place(member)) else f"meter {meter.title} has no active keys"
 
 
-def _abandon_reached(tx: Transaction, name: str, meter: Meter) -> None:
+def _abandon_reached(tx: Transaction, name: str, member: Member) -> None:
     """Abandon prepared keys that a removed meter's key sets carry: they were sent to it, or may have been."""
     prepared = groups.in_state(tx, name, GroupKeyState.NEXT)
     if prepared is None:
         return
-    held: list[KeySet] = [key_set for key_set, _state in key_sets.for_meter(tx, meter.system_title)]
+    held: list[KeySet] = [key_set for key_set, _state in key_sets.for_meter(tx, member.system_title)]
     if any(prepared.touches(key_set) for key_set in held):
         groups.move_keys(tx, prepared, GroupKeyState.ABANDONED)
 

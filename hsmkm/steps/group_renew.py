@@ -32,7 +32,7 @@ from hsmkm.steps.renew import (
 from hsmkm.steps.resolve import resolve
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.stages import with_probe
-from hsmkm.store import counters, groups
+from hsmkm.store import counters, groups, urgent
 from hsmkm.store.groups import SHARED_ROLES, Group, GroupKeys, GroupKeyState, Renewal
 from hsmkm.store.key_set import IDENTITY_OCTETS, StoredKey
 from hsmkm.store.store import Transaction
@@ -124,6 +124,7 @@ def switch(party: Party, name: str, keys: GroupKeys, excepted: set[bytes]) -> bo
         _begin_counter(party, tx, keys)
         groups.move_keys(tx, keys, GroupKeyState.CURRENT)
         groups.set_renewal(tx, name, Renewal.NONE)
+        urgent.settle_group(tx, name, keys.generation)
     return True
 
 

@@ -54,7 +54,7 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.secret_change import secret_request
 from hsmkm.steps.stages import Stage, plan, with_probe
-from hsmkm.store import counters, intents, key_sets, key_states, renewals
+from hsmkm.store import counters, intents, key_sets, key_states, renewals, urgent
 from hsmkm.store.groups import GroupKeys
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
@@ -435,6 +435,7 @@ def complete(work: Work) -> Outcome:
         switch(tx, work.current, work.fresh)
         owe_activation(tx, work.speaking, work.fresh.ref.generation)
         work.advance(tx, RenewalState.ACTIVE)
+        urgent.settle(tx, work.fresh.ref, work.renewal.roles)
     roles = ", ".join(role.value for role in work.renewal.roles)
     return work.outcome("active", work.fresh, f"renewed and verified: {roles}")
 

@@ -22,6 +22,7 @@ from hsmkm.store import (
     parties,
     permissions,
     transactions,
+    urgent,
 )
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
 from hsmkm.store.problem import Problem
@@ -45,6 +46,7 @@ AUTHENTICATED = (
     groups.ROWS,
     groups.KEY_ROWS,
     groups.MEMBER_ROWS,
+    urgent.ROWS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0005"
+HEAD = "0006"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -436,5 +436,21 @@ group_members = Table(
     *_authenticated(),
     ForeignKeyConstraint(["group"], ["broadcast_groups.name"]),
     Index(None, "system_title"),
+    sqlite_with_rowid=False,
+)
+
+urgent_renewals = Table(
+    "urgent_renewals",
+    metadata,
+    _key("group", Text),
+    _key("system_title", LargeBinary),
+    _key("security_setup", SmallInteger),
+    _key("client", SmallInteger),
+    _column("roles", Text),
+    _column("above", Integer),
+    _column("reason", Text),
+    _column("queued", BigInteger),
+    _column("settled", BigInteger, null=True),
+    *_authenticated(),
     sqlite_with_rowid=False,
 )

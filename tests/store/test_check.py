@@ -24,6 +24,7 @@ from hsmkm.store import (
     parties,
     permissions,
     transactions,
+    urgent,
 )
 from hsmkm.store.certificates import CertificateRecord, Issuance, Source
 from hsmkm.store.key_set import KeyState, StoredKey
@@ -74,6 +75,8 @@ def full(store: Store, factory: Factory) -> Store:
         groups.add(tx, groups.Group("north", 0, 102, "utility-a", groups.Renewal.REMOVED))
         groups.add_keys(tx, 0, group_keys(factory, "north"))
         groups.put_member(tx, groups.Member("north", meter.system_title, 0, 1))
+        urgent.queue_group(tx, "north", 1, "a member is lost")
+        urgent.settle_group(tx, "north", 2)
     return store
 
 
