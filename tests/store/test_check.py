@@ -106,7 +106,7 @@ def tamper(url: str, statement: str, *values: object) -> None:
 
 def altered(value: Any) -> object:  # noqa: ANN401 - whatever a column holds
     if isinstance(value, bytes):
-        return value[:-1] + bytes([value[-1] ^ 1])
+        return value[:-1] + bytes([value[-1] ^ 1]) if value else b"x"
     return value + (1 if isinstance(value, int) else "x")
 
 
