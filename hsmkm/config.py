@@ -26,6 +26,24 @@ CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
 POLICY_ARC = re.compile(r"([01]\.([0-9]|[1-3][0-9])|2\.(0|[1-9][0-9]{0,9}))(\.(0|[1-9][0-9]{0,9})){1,20}")
+OFFICER_CHANGE = "officer-change"
+"""Who may approve: changing that needs an approval as soon as anything does."""
+
+APPROVABLE = (
+    "token-init-keys",
+    "token-rotate",
+    "token-migrate",
+    "package-first-recipient",
+    "meter-destroy",
+    "meter-transfer",
+    "store-restore",
+    "store-recover",
+    "trust-anchor",
+    "ca-create",
+    OFFICER_CHANGE,
+)
+"""The actions for which the policy can demand a second officer's approval."""
+
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -104,6 +122,8 @@ class PolicySettings:
     `max_counter_jump`: how far a meter may move our invocation counter at once.
     `retention_days`: how long a factory keeps its copy after the receipt. `package_days`: how long a package is valid.
     `attempts_per_day`: associations tried on one meter in 24 hours while its state is unknown.
+    `four_eyes`: the actions that need a second officer's approval, or "all". `approvals`: how many officers must sign
+    one. `approval_hours`: how long one is valid. `roles`: only who is registered acts, within the roles given.
     """
 
     kdf_on_host: bool = True
@@ -112,11 +132,31 @@ class PolicySettings:
     retention_days: int = 90
     package_days: int = 30
     attempts_per_day: int = 48
+    four_eyes: tuple[str, ...] = ()
+    approvals: int = 1
+    approval_hours: int = 72
+    roles: bool = False
+
+    def is_listed(self, action: str) -> bool:
+        """Whether an action needs the approval of a second officer."""
+        return (
+            action in self.four_eyes or "all" in self.four_eyes or (action == OFFICER_CHANGE and bool(self.four_eyes))
+        )
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        numbers = ("max_counter_jump", "retention_days", "package_days", "attempts_per_day")
-        return [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
+        numbers = (
+            "max_counter_jump",
+            "retention_days",
+            "package_days",
+            "attempts_per_day",
+            "approvals",
+            "approval_hours",
+        )
+        wrong = [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
+        unknown = [name for name in self.four_eyes if name not in (*APPROVABLE, "all")]
+        known = ", ".join(APPROVABLE)
+        return wrong + [("four_eyes", f"unknown action {name!r}: use all, or any of {known}") for name in unknown]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ CertificatePolicies are not critical, ExtendedKeyUsage is only in TLS certificat
 RFC 5280 section 4.2).
 
 Package signing has an authority and a policy of its own, so that no certificate made for a meter or a TLS service can
-ever sign keys, whatever its holder claims.
+ever sign keys, whatever its holder claims; and officers have theirs, so that none of these ever approves anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EARLIER_ARC = "2.25.29180419528223544606359186039743759980"
 
 KNOWN_ARCS = (POLICY_ARC, EARLIER_ARC)
 
-POLICY_DLMS, POLICY_TLS, POLICY_PACKAGE_SIGNING = "1.1", "1.2", "1.3"
+POLICY_DLMS, POLICY_TLS, POLICY_PACKAGE_SIGNING, POLICY_OFFICER = "1.1", "1.2", "1.3", "1.4"
 """What keeps the purposes apart: the ends of policy identifiers under one arc."""
 
 SIGN = frozenset({"digital_signature"})
@@ -92,6 +92,9 @@ ISSUING = CertificateProfile("issuing", "root", CERTIFY, 10 * _YEAR, policies=(P
 PACKAGE_ISSUING = CertificateProfile(
     "package-issuing", "root", CERTIFY, 10 * _YEAR, policies=(POLICY_PACKAGE_SIGNING,), path_length=0
 )
+OFFICER_ISSUING = CertificateProfile(
+    "officer-issuing", "root", CERTIFY, 10 * _YEAR, policies=(POLICY_OFFICER,), path_length=0
+)
 DIGITAL_SIGNATURE = CertificateProfile(
     "digital-signature", "issuing", SIGN, 5 * _YEAR, subject="title", policies=(POLICY_DLMS,), may_lack_end=True
 )
@@ -109,10 +112,13 @@ TLS = CertificateProfile(
 PACKAGE_SIGNING = CertificateProfile(
     "package-signing", "package-issuing", SIGN, 2 * _YEAR, policies=(POLICY_PACKAGE_SIGNING,)
 )
+OFFICER = CertificateProfile("officer", "officer-issuing", SIGN, 2 * _YEAR, policies=(POLICY_OFFICER,))
 
-PROFILES = {
-    one.name: one for one in (ROOT, ISSUING, PACKAGE_ISSUING, DIGITAL_SIGNATURE, KEY_AGREEMENT, TLS, PACKAGE_SIGNING)
-}
+_ALL = (
+    *(ROOT, ISSUING, PACKAGE_ISSUING, OFFICER_ISSUING),
+    *(DIGITAL_SIGNATURE, KEY_AGREEMENT, TLS, PACKAGE_SIGNING, OFFICER),
+)
+PROFILES = {one.name: one for one in _ALL}
 
 
 def profile(name: str) -> CertificateProfile:

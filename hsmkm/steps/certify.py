@@ -42,7 +42,7 @@ from hsmkm.store.certificates import CertificateRecord, Source
 from hsmkm.store.store import Transaction
 from hsmkm.token.signer import TokenSigner
 
-AUTHORITY_PROFILES = ("root", "issuing", "package-issuing")
+AUTHORITY_PROFILES = ("root", "issuing", "package-issuing", "officer-issuing")
 
 
 def create_root(party: Party, name: str, curve: str) -> Made:
@@ -356,10 +356,15 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
 
 def trust_of(party: Party) -> TrustStore:
     """Load anchors, intermediates and CRLs; IntegrityError where the anchors' file holds one that was never placed."""
+    with party.store.read() as tx:
+        return trust_in(party, tx)
+
+
+def trust_in(party: Party, tx: Transaction) -> TrustStore:
+    """Load them as `trust_of` does, within a transaction."""
     own = party.settings.pki.policy_arc
     trust = TrustStore.load(party.home / "trust", (*([own] if own else []), *KNOWN_ARCS))
-    with party.store.read() as tx:
-        placed = _placed(tx)
+    placed = _placed(tx)
     if any(fingerprint(anchor) not in placed for anchor in trust.anchors):
         raise IntegrityError(
             "trust/anchors.pem holds an anchor that was never placed",

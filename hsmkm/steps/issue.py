@@ -1,10 +1,10 @@
 """Certificates issued from a folder of requests: all are checked before the first, and they are signed in batches.
 
 A request is a file `NAME.csr`, or `TITLE.NAME.csr` for the holder of that system title, where NAME is a certificate
-profile, with `-p384` for a party's key on P-384. A batch of at most 100 is recorded in one transaction, then signed,
-then completed in another. What a crash leaves recorded and unsigned keeps its serial number for ever. A run over the
-same requests within a week takes up one that never came to its end: what that one completed is written again, the rest
-issued under fresh serial numbers.
+profile, with `-p384` for a party's key on P-384; an officer's is called `officer.csr`, or `ANYTHING.officer.csr`. A
+batch of at most 100 is recorded in one transaction, then signed, then completed in another. What a crash leaves
+recorded and unsigned keeps its serial number for ever. A run over the same requests within a week takes up one that
+never came to its end: what that one completed is written again, the rest issued under fresh serial numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hsmkm.errors import Fault, InputError
 from hsmkm.pki.authority import Authority
 from hsmkm.pki.certificates import common_name, is_title, parse_certificate, public_key, write_certificates
 from hsmkm.pki.lint import Linted
-from hsmkm.pki.profiles import may_certify
+from hsmkm.pki.profiles import OFFICER, may_certify
 from hsmkm.pki.requests import CheckedRequest, check_request
 from hsmkm.pki.slots import P384, Slot, curve_of, slot
 from hsmkm.steps.certify import entry, open_authority, own_chain
@@ -164,9 +164,12 @@ def _checked(paths: Sequence[Path]) -> tuple[list[_Wanted], list[Fault]]:
 
 def _check(path: Path) -> _Wanted:
     title, dot, name = path.stem.rpartition(".")
-    if dot and not is_title(title):
+    if name == OFFICER.name:
+        title, one = "", Slot(name)
+    elif dot and not is_title(title):
         raise InputError(f"{title!r} is not a system title of 16 hex digits in capitals")
-    one = slot(name)
+    else:
+        one = slot(name)
     with path.open("rb") as file:
         data = file.read(MAX_REQUEST + 1)
     return _Wanted(path, one, check_request(data, one.profile, title or None, str(path)))

@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, select
 
 from hsmkm.errors import IntegrityError, PolicyError
 from hsmkm.store import (
+    approvals,
     certificates,
     certified_keys,
     counters,
@@ -18,6 +19,7 @@ from hsmkm.store import (
     key_states,
     meters,
     models,
+    officers,
     packages,
     parties,
     permissions,
@@ -43,6 +45,8 @@ AUTHENTICATED = (
     counters.RECEIVE_ROWS,
     transactions.ROWS,
     permissions.ROWS,
+    officers.ROWS,
+    approvals.ROWS,
     groups.ROWS,
     groups.KEY_ROWS,
     groups.MEMBER_ROWS,
