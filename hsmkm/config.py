@@ -80,13 +80,17 @@ class PartySettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenSection:
-    """Where the token is (PKCS#11 URI by label and serial), the profile that describes it, and its PINs' sources."""
+    """Where the token is (PKCS#11 URI by label and serial), the profile that describes it, and its PINs' sources.
+
+    `answer_seconds`: how long one call of the token may take before the worker that made it is ended.
+    """
 
     profile: str = "softhsm2"
     uri: str = ""
     pin: str = "file:token/pin"
     so_pin: str = "file:token/so-pin"
     module: str = ""
+    answer_seconds: int = 30
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section; never a value that should have been the source of a PIN."""
@@ -96,6 +100,8 @@ class TokenSection:
             found.append(("profile", f"unknown token profile {self.profile!r}: use one of {', '.join(profiles)}"))
         if self.uri and not self.uri.lower().startswith("pkcs11:"):
             found.append(("uri", "must be a PKCS#11 URI, such as pkcs11:token=factory;serial=0a1b"))
+        if self.answer_seconds < 1:
+            found.append(("answer_seconds", "must be 1 or more"))
         sources = ", ".join(f"{kind}:" for kind in PIN_SOURCES)
         found += [
             (name, f"must name a source, one of {sources}, and never be the PIN itself")

@@ -14,6 +14,7 @@ from hsmkm.token.profile import load_profile
 from hsmkm.token.session import SOFTHSM, init_token, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
+from tests.faults.shim import Shim, build
 from tests.field import Field, deliver_meters, open_field
 from tests.realm import TITLES, Realm, build_realm, copy_realm
 
@@ -42,6 +43,12 @@ def make_token(home: Path, label: str = "test", profile: str = SOFTHSM) -> Token
 def token_settings(tmp_path: Path) -> TokenSettings:
     """Settings of a new home folder with an initialised, empty token."""
     return make_token(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def shim() -> Shim:
+    """The module that breaks the token behind it, built once for this process; the build says what is missing."""
+    return build()
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from hsmkm.steps.party import Party
 else:
     (party,) = deferred("hsmkm.steps", "party")
+
+
+T = TypeVar("T")
 
 
 class Output(StrEnum):
@@ -81,7 +85,7 @@ def default_actor() -> str:
 def party_worker() -> Iterator[Worker[Party]]:
     """Spawn the worker that alone loads the PKCS#11 module, reads the PIN and opens this party."""
     here = frame()
-    with Worker(party.open_party, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+    with worker_starter(party.open_party, here.home, here.actor)() as worker:
         yield worker
 
 
@@ -89,9 +93,15 @@ def party_worker() -> Iterator[Worker[Party]]:
 def standing_worker() -> Iterator[StandingWorker[Party]]:
     """Spawn the same worker for a process that runs for long, and replace it when it died."""
     here = frame()
-    inherit = inherited(here.settings())
-    with StandingWorker(lambda: Worker(party.open_party, here.home, here.actor, inherit=inherit)) as worker:
+    with StandingWorker(worker_starter(party.open_party, here.home, here.actor)) as worker:
         yield worker
+
+
+def worker_starter(opener: Callable[..., AbstractContextManager[T]], *args: object) -> Callable[[], Worker[T]]:
+    """Give what starts a worker of this home, in any thread: with the PIN's files, and the token's time to answer."""
+    settings = frame().settings()
+    seconds = settings.token.answer_seconds
+    return partial(Worker, opener, *args, inherit=inherited(settings), token_seconds=seconds)
 
 
 def inherited(settings: Settings) -> tuple[int, ...]:

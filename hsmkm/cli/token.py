@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, inherited, show, talk
+from hsmkm.cli.frame import frame, show, talk, worker_starter
 from hsmkm.errors import TokenRefusedError
-from hsmkm.token.workers import Worker
 
 if TYPE_CHECKING:
     from hsmkm.steps import setup
@@ -28,7 +27,7 @@ def init() -> None:
     Where token.uri is set already, that token is used as it is and only the keys are made.
     """
     here = frame()
-    with Worker(setup.open_settings, here.home, inherit=inherited(here.settings())) as worker:
+    with worker_starter(setup.open_settings, here.home)() as worker:
         made = worker.call(setup.make_token, here.actor)
     show([{"token": made.uri, "key": key} for key in made.keys], ("key", "token"))
 
@@ -41,7 +40,7 @@ def doctor() -> None:
     that this kind of token does not have, declared for a value that is in host memory in clear.
     """
     here = frame()
-    with Worker(setup.open_settings, here.home, inherit=inherited(here.settings())) as worker:
+    with worker_starter(setup.open_settings, here.home)() as worker:
         findings = worker.call(setup.examine_token)
     show(
         [{"check": item.name, "ok": item.verdict, "detail": item.detail} for item in findings],

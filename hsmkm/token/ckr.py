@@ -99,6 +99,8 @@ GONE = frozenset(
         "CKR_TOKEN_NOT_RECOGNIZED",
         "CKR_USER_NOT_LOGGED_IN",
         "CKR_CRYPTOKI_NOT_INITIALIZED",
+        "CKR_OPERATION_ACTIVE",  # the session is out of step: an answer was lost on the way
+        "CKR_OPERATION_NOT_INITIALIZED",
         "CKR_KEY_HANDLE_INVALID",  # a handle of this generation names nothing: the token's objects went with it
         "CKR_OBJECT_HANDLE_INVALID",
         "CKR_UNWRAPPING_KEY_HANDLE_INVALID",

@@ -20,7 +20,7 @@ from hsmkm.token.template import ULONG_OCTETS, Template, ffi
 from hsmkm.token.uri import TokenUri
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Mapping
 
     from hsmkm.token.profile import Altered
     from hsmkm.token.uri import Pin
@@ -30,6 +30,7 @@ USER = 1
 _OS_LOCKING_OK = 0x02
 _SERIAL_RW_SESSION = 0x06
 _TOKEN_INITIALIZED = 0x400
+_USER_PIN_WRONG = 0x70000  # CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED
 _USER_STATES = frozenset({1, 3})  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 _MAX_SLOTS = 1024
 _MAX_ANSWER = 1024
@@ -102,6 +103,12 @@ class Module:
             model=_padded(info.model),
         )
         return uri, bool(info.flags & _TOKEN_INITIALIZED)
+
+    def counts_wrong_pins(self, slot: int) -> bool:
+        """Tell whether the user's PIN was wrong since it was right the last time, or is locked."""
+        info = ffi.new("CK_TOKEN_INFO *")
+        self.call("C_GetTokenInfo", slot, info)
+        return bool(info.flags & _USER_PIN_WRONG)
 
     def init_token(self, slot: int, so_pin: Pin, label: str) -> None:
         """Initialise the token of a slot; the label fills 32 octets with blanks."""
@@ -251,16 +258,13 @@ class Session:
 
     def unwrap(self, mechanism: int, under: int, wrapped: bytes, template: Template) -> int:
         """Unwrap a key; IntegrityError if the octets do not unwrap under this key."""
-        code = self._unwrap(
-            self._session,
-            self._mechanism(mechanism),
-            under,
-            wrapped,
-            len(wrapped),
-            template.array,
-            template.count,
-            self._object,
-        )
+        how = self._mechanism(mechanism)
+        for is_last in (False, True):
+            code = self._unwrap(
+                self._session, how, under, wrapped, len(wrapped), template.array, template.count, self._object
+            )
+            if is_last or not self._is_ambiguous(code, self._altered.unwrap):
+                break
         if code:
             raise self._blame(code, "C_UnwrapKey", self._altered.unwrap, "a wrapped key does not unwrap")
         return int(self._object[0])
@@ -289,11 +293,14 @@ class Session:
 
     def decrypt(self, mechanism: Any, key: int, data: bytes, out: Any, room: int) -> int:  # noqa: ANN401 - C memory
         """Decrypt like encrypt(); IntegrityError if the tag is wrong."""
-        code = self._decrypt_init(self._session, mechanism, key)
-        if code:
-            raise ckr.error(code, "C_DecryptInit")
-        self._length[0] = room
-        code = self._decrypt(self._session, data, len(data), out, self._length)
+        for is_last in (False, True):
+            code = self._decrypt_init(self._session, mechanism, key)
+            if code:
+                raise ckr.error(code, "C_DecryptInit")
+            self._length[0] = room
+            code = self._decrypt(self._session, data, len(data), out, self._length)
+            if is_last or not self._is_ambiguous(code, self._altered.decrypt):
+                break
         if code:
             raise self._blame(code, "C_Decrypt", self._altered.decrypt, "the authentication tag is wrong")
         return int(self._length[0])
@@ -357,7 +364,15 @@ class Session:
         self._call("C_GenerateRandom", memory, count)
         return bytes(ffi.buffer(memory, count))
 
-    def _blame(self, code: int, operation: str, altered: Iterable[int], what: str) -> Exception:
+    @staticmethod
+    def _is_ambiguous(code: int, altered: Container[int]) -> bool:
+        """Whether a return value blames the input or the token: then the call is made again, which changes nothing.
+
+        A peer is not accused for what the token failed at once.
+        """
+        return code in altered and code in ckr.GONE
+
+    def _blame(self, code: int, operation: str, altered: Container[int], what: str) -> Exception:
         if code in altered and (code not in ckr.GONE or self.alive()):
             return ckr.integrity_error(code, operation, what)
         return ckr.error(code, operation)

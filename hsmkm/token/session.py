@@ -63,14 +63,15 @@ class TokenSession:
             try:
                 slot, self.uri = _find(self._module, wanted)
                 session = self._module.open(slot, self.profile.altered)
-                self._login(session)
+                self._login(session, slot)
             except BaseException:
                 self._module.finalize()
                 raise
             self._connected = True
             return session
 
-    def _login(self, session: Session) -> None:
+    def _login(self, session: Session, slot: int) -> None:
+        """Log in, once. A login without an answer is a wrong PIN where the token then counts a wrong one."""
         source = (self.settings.home.resolve(), self.settings.pin)
         if source in _wrong_pins:
             raise LoginError(
@@ -82,6 +83,14 @@ class TokenSession:
         except LoginError:
             _wrong_pins.add(source)
             raise
+        except TokenUnreachableError as error:
+            if not self._module.counts_wrong_pins(slot):
+                raise
+            _wrong_pins.add(source)
+            raise LoginError(
+                "the token did not answer the login, and counts a wrong PIN",
+                hint="check the PIN source and start again; the PIN is not tried again by itself",
+            ) from error
 
     @property
     def module_path(self) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 2.0
 
 
 class StandingWorker(Generic[T]):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar
 
 from hsmkm.errors import HsmkmError, TokenUnreachableError
+from hsmkm.token.watch import HUNG, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator
@@ -55,12 +56,18 @@ class Worker(Generic[T]):
 
     Starting raises what the opener raised. Errors of hsmkm.errors travel as they are; any other arrives as WorkerError.
     A worker that dies, or misses a deadline and is killed, raises TokenUnreachableError, then and ever after.
-    `inherit` names file descriptors the worker needs, such as those of a PIN source `fd:`.
+    `inherit` names file descriptors the worker needs, such as those of a PIN source `fd:`. A worker whose token takes
+    longer than `token_seconds` for a call ends, as one that dies; without them it waits.
     """
 
     def __init__(
-        self, opener: Callable[..., AbstractContextManager[T]], *args: object, inherit: Collection[int] = ()
+        self,
+        opener: Callable[..., AbstractContextManager[T]],
+        *args: object,
+        inherit: Collection[int] = (),
+        token_seconds: float | None = None,
     ) -> None:
+        self._token_seconds = token_seconds
         self._lock = threading.Lock()
         self._streaming = False
         ours, theirs = socket.socketpair()
@@ -71,7 +78,7 @@ class Worker(Generic[T]):
         self._connection: Connection[Any, Any] = Connection(ours.detach())
         try:
             self._send(sys.path)
-            self._send((opener, args))
+            self._send((opener, args, token_seconds))
             self._receive(None)
         except BaseException:
             self._kill()
@@ -152,7 +159,7 @@ class Worker(Generic[T]):
         """Wait for an answer; what ends the waiting early ends the worker, whose answers would be out of step."""
         try:
             answered = self._connection.poll(deadline)
-            kind, value = self._connection.recv() if answered else (_ERROR, _late(deadline))
+            kind, value = self._connection.recv() if answered else (_ERROR, _late("the token's worker", deadline))
         except (EOFError, ConnectionResetError) as error:
             self._kill()
             raise self._gone() from error
@@ -166,6 +173,8 @@ class Worker(Generic[T]):
         return kind, value
 
     def _gone(self) -> TokenUnreachableError:
+        if self._process.returncode == HUNG:
+            return _late("the token", self._token_seconds)
         return TokenUnreachableError(
             f"the token's worker ended with {self._process.returncode}", hint="start again; see its standard error"
         )
@@ -211,9 +220,9 @@ class Worker(Generic[T]):
             self.close()
 
 
-def _late(deadline: float | None) -> TokenUnreachableError:
+def _late(what: str, deadline: float | None) -> TokenUnreachableError:
     return TokenUnreachableError(
-        f"the token's worker did not answer within {deadline} s and was ended",
+        f"{what} did not answer within {deadline} s, and the worker was ended",
         hint="check the token; what was in progress may or may not have happened there",
     )
 
@@ -224,7 +233,9 @@ def serve(descriptor: int) -> None:
     threading.Thread(target=_end_with_owner, args=(descriptor,), daemon=True).start()
     try:
         sys.path[:] = connection.recv()
-        opener, args = connection.recv()
+        opener, args, token_seconds = connection.recv()
+        if token_seconds is not None:
+            watch(token_seconds)
         with opener(*args) as context:
             connection.send((_READY, None))
             _serve_calls(connection, context)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from hsmkm.token.types import Mac, TokenSettings
+    from tests.faults.shim import Plan, Shim
 
 
 @contextmanager
@@ -67,6 +68,10 @@ def agree_both_ways(vault: Vault) -> None:
             agree_dlms(vault, label, pair.point, b"info", KeyRole.GUEK) as theirs,
         ):
             assert vault.seal(ours) == vault.seal(theirs)
+
+
+def arm(_vault: Vault, shim: Shim, plan: Plan) -> None:
+    shim.arm(plan)
 
 
 def mac(vault: Vault, data: bytes) -> Mac:

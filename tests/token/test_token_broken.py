@@ -1,0 +1,140 @@
+"""A token that breaks in the midst of a call: a shim between the module and us fails, hangs, or loses answers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hsmkm.errors import IntegrityError, LoginError, TokenUnreachableError
+from hsmkm.token.ckr import CODES
+from hsmkm.token.session import open_session
+from hsmkm.token.standing import StandingWorker
+from hsmkm.token.types import KeyRole, Use
+from hsmkm.token.vault import Vault
+from hsmkm.token.workers import Worker
+from tests.faults.shim import FOREVER, Plan, Shim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from hsmkm.token.types import TokenSettings
+
+GENERAL_ERROR, DEVICE_ERROR = CODES["CKR_GENERAL_ERROR"], CODES["CKR_DEVICE_ERROR"]
+
+
+@pytest.fixture
+def profile_name() -> str:
+    return "softhsm2"
+
+
+@pytest.fixture
+def broken(shim: Shim, token_settings: TokenSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[TokenSettings]:
+    """Settings of a token behind the shim, in this process and in the workers it starts."""
+    for name, value in shim.environment().items():
+        monkeypatch.setenv(name, value)
+    yield shim.before(token_settings)
+    shim.reset()
+
+
+@pytest.fixture
+def vault(broken: TokenSettings) -> Iterator[Vault]:
+    with open_session(broken) as session:
+        opened = Vault(session)
+        opened.create_keys()
+        yield opened
+
+
+def test_a_failure_at_once_does_not_accuse_what_is_unwrapped_or_opened(vault: Vault, shim: Shim) -> None:
+    with vault.generate(KeyRole.GUEK, 0) as guek, vault.generate(KeyRole.GAK, 0) as gak:
+        sealed = {KeyRole.GUEK: vault.seal(guek), KeyRole.GAK: vault.seal(gak)}
+    shim.arm(Plan("C_UnwrapKey", 1, "fail", GENERAL_ERROR))
+    keys = [vault.open(role, each, 0, Use.IN_USE) for role, each in sealed.items()]
+    assert shim.hits == 1
+    with vault.cipher(*keys) as cipher:
+        protected = cipher.protect(bytes(12), 0x30, b"", b"reading")
+        shim.arm(Plan("C_Decrypt", 1, "lose", GENERAL_ERROR))
+        assert cipher.unprotect(bytes(12), 0x30, b"", protected) == b"reading"
+        assert shim.hits == 1
+        with pytest.raises(IntegrityError):
+            cipher.unprotect(bytes(12), 0x30, b"", protected[:-1] + b"\0")
+
+
+def test_a_session_that_is_out_of_step_with_its_token_is_given_up(vault: Vault, shim: Shim) -> None:
+    mac = vault.mac(b"data")
+    shim.arm(Plan("C_Sign", 1, "fail", CODES["CKR_HOST_MEMORY"]))
+    for _ in range(2):  # the second finds the operation that the first began
+        with pytest.raises(TokenUnreachableError):
+            vault.mac(b"data")
+    vault.session.reconnect()
+    vault.verify(b"data", mac)
+
+
+@pytest.mark.parametrize("action", ["fail", "lose"])
+def test_a_login_without_an_answer_is_repeated_only_if_the_token_counts_no_wrong_pin(
+    broken: TokenSettings, shim: Shim, action: str
+) -> None:
+    shim.arm(Plan("C_Login", 1, action, DEVICE_ERROR))
+    with pytest.raises(TokenUnreachableError), open_session(broken):
+        pass
+    with open_session(broken):
+        pass
+    path = broken.home / "token" / "pin"
+    right = path.read_text()
+    path.write_text("a wrong one")
+    shim.arm(Plan("C_Login", 1, "lose", DEVICE_ERROR))
+    for _ in range(2):
+        with pytest.raises(LoginError), open_session(broken):
+            pass
+    assert shim.seen == 1
+    path.write_text(right)
+
+
+class Starts:
+    """Starts workers whose token has a second to answer."""
+
+    def __init__(self, work: ModuleType, settings: TokenSettings) -> None:
+        self.work, self.settings, self.count = work, settings, 0
+
+    def __call__(self) -> Worker[Vault]:
+        self.count += 1
+        return Worker(self.work.open_vault, self.settings, token_seconds=1.0)
+
+
+def test_a_call_that_hangs_ends_its_worker_and_the_next_one_serves(
+    broken: TokenSettings, work: ModuleType, shim: Shim
+) -> None:
+    starts = Starts(work, broken)
+    with StandingWorker(starts) as worker:
+        worker.call(work.arm, shim, Plan("C_Sign", 2, "hang"))
+        mac = worker.call(work.mac, b"data")
+        began = time.monotonic()
+        with pytest.raises(TokenUnreachableError, match="the token did not answer within"):
+            worker.call(work.mac, b"data")
+        assert time.monotonic() - began > 1.0
+        assert worker.call(work.mac, b"data") == mac
+        assert starts.count == 2
+
+
+def test_a_token_that_is_slow_but_answers_is_waited_for(broken: TokenSettings, work: ModuleType, shim: Shim) -> None:
+    with Worker(work.open_vault, broken, token_seconds=1.0) as worker:
+        worker.call(work.arm, shim, Plan("C_Sign", 1, "delay", 100, FOREVER))
+        for _ in range(15):
+            worker.call(work.mac, b"data")
+
+
+def test_a_worker_that_works_long_without_the_token_is_left_alone(work: ModuleType) -> None:
+    with Worker(work.nothing, token_seconds=0.2) as worker:
+        worker.call(work.sleep, 1.0)
+        assert worker.alive
+
+
+def test_a_token_that_hangs_when_it_is_initialised_ends_the_start(
+    broken: TokenSettings, work: ModuleType, shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in shim.environment(Plan("C_Initialize", 1, "hang")).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TokenUnreachableError, match="did not answer"):
+        Worker(work.open_vault, broken, token_seconds=1.0)
