@@ -16,6 +16,7 @@ from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
 from tests.faults.shim import Shim, build
 from tests.field import Field, deliver_meters, open_field
+from tests.peer import peer_python
 from tests.realm import TITLES, Realm, build_realm, copy_realm
 
 if TYPE_CHECKING:
@@ -84,6 +85,15 @@ def vectors() -> dict[str, Any]:
 def realm_template(tmp_path_factory: pytest.TempPathFactory) -> Realm:
     """Every party of tests.realm, made once for this process; a test takes a copy with `realm`."""
     return build_realm(tmp_path_factory.mktemp("realm"))
+
+
+@pytest.fixture(scope="session")
+def gurux_python() -> Path:
+    """The interpreter that has gurux-dlms; it is GPLv2 and so lives in an environment and processes of its own."""
+    python = peer_python()
+    if not python.exists():
+        pytest.skip(f"no peer environment at {python}: scripts/setup makes it, HSMKM_INTEROP_PYTHON names another")
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,16 +13,6 @@ from tests.realm import Realm, copy_realm
 
 HERE = Path(__file__).parent
 StartMeter = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def gurux_python() -> Path:
-    """The interpreter that has gurux-dlms; it is GPLv2 and so lives in an environment and processes of its own."""
-    default = HERE.parents[1] / ".venv-interop" / "bin" / "python"
-    python = Path(os.environ.get("HSMKM_INTEROP_PYTHON", default))
-    if not python.exists():
-        pytest.skip(f"no peer environment at {python}: scripts/setup makes it, HSMKM_INTEROP_PYTHON names another")
-    return python
 
 
 @contextmanager
