@@ -436,8 +436,14 @@ def complete(work: Work) -> Outcome:
         owe_activation(tx, work.speaking, work.fresh.ref.generation)
         work.advance(tx, RenewalState.ACTIVE)
         urgent.settle(tx, work.fresh.ref, work.renewal.roles)
-    roles = ", ".join(role.value for role in work.renewal.roles)
-    return work.outcome("active", work.fresh, f"renewed and verified: {roles}")
+    return work.outcome("active", work.fresh, said_of(work.renewal.roles))
+
+
+def said_of(roles: tuple[MeterRole, ...]) -> str:
+    """Say which keys are proved, and that of the GBEK only the meter's word is there: nothing it answers shows it."""
+    proved = ", ".join(role.value for role in roles if role is not KeyRole.GBEK)
+    found = [f"renewed and verified: {proved}"] if proved else []
+    return "; ".join([*found, "acknowledged: gbek"] if KeyRole.GBEK in roles else found)
 
 
 def switch(tx: Transaction, current: KeySet, fresh: KeySet) -> None:

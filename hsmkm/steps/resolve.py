@@ -30,6 +30,7 @@ from hsmkm.steps.group_members import shared_with
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
+    KEY_TRANSFER,
     RECEIPT_SECONDS,
     Work,
     add_generation,
@@ -168,7 +169,7 @@ def _work(speaking: Conversation, renewal: Renewal) -> Work:
 def _find_truth(work: Work) -> Truth:
     if work.renewal.state is RenewalState.PREPARED:
         return Truth(dict.fromkeys((*ALL_KEYS, *secret_roles(work.speaking.model)), work.current))
-    acknowledged = work.renewal.state in (RenewalState.ACKNOWLEDGED, RenewalState.VERIFIED)
+    acknowledged = _acknowledged(work)
     if work.renewal.state is not RenewalState.UNKNOWN:
         with work.party.store.begin("renewal-unknown", work.title, {"reason": "the work was broken off"}) as tx:
             work.advance(tx, RenewalState.UNKNOWN)
@@ -178,6 +179,17 @@ def _find_truth(work: Work) -> Truth:
     keys: dict[MeterRole, KeySet] = {KeyRole.GUEK: pair.guek, KeyRole.GAK: pair.gak}
     keys |= dict.fromkeys(secret_roles(work.speaking.model), pair.secret)
     return Truth({**keys, **_true_others(work, pair, acknowledged=acknowledged)})
+
+
+def _acknowledged(work: Work) -> bool:
+    """Tell whether the meter said yes to the newest transfer of this renewal; its intent knows, whatever came after."""
+    if work.renewal.state is RenewalState.VERIFIED:
+        return True
+    wanted = {**work.speaking.place, "stage": work.renewal.stage, "generation": work.fresh.ref.generation}
+    with work.party.store.read() as tx:
+        begun = intents.listing(tx, work.speaking.meter.system_title, KEY_TRANSFER)
+    outcomes = [item.outcome for item in begun if wanted.items() <= {**work.speaking.place, **item.detail}.items()]
+    return outcomes[-1:] == ["acknowledged"]
 
 
 def candidates(work: Work, *, acknowledged: bool) -> list[Pair]:
@@ -234,12 +246,11 @@ def _true_gbek(work: Work, pair: Pair, *, acknowledged: bool) -> KeySet:
     for place, stage in enumerate(work.stages[: reached + 1]):
         if KeyRole.GBEK not in stage.roles:
             continue
-        if not stage.proved_by_association:
-            return work.fresh if place < reached or acknowledged else work.current
         pairs = ((KeyRole.GUEK, pair.guek), (KeyRole.GAK, pair.gak))
-        took_all = all(source is work.fresh for role, source in pairs if role in stage.roles)
-        if not took_all or acknowledged or place < reached:
-            return work.fresh if took_all else work.current
+        if any(source is not work.fresh for role, source in pairs if role in stage.roles):
+            return work.current
+        if acknowledged or place < reached:
+            return work.fresh
         return work.fresh if _transfers_again(work, pair) else work.current
     return work.current
 
