@@ -19,6 +19,7 @@ from pkcs11 import Attribute
 from hsmkm.errors import InputError, LoginError, RefusedError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token.cryptoki import USER, USER_SO, Module
 from hsmkm.token.profile import load_profile
+from hsmkm.token.softhsm import keep_token_file
 from hsmkm.token.template import Template
 from hsmkm.token.uri import TokenUri, pin_path, read_pin
 
@@ -57,6 +58,9 @@ class TokenSession:
     def _connect(self) -> Session:
         """Initialise, find the token and log in, under the file lock: SoftHSM's login rewrites a file of the token."""
         with _login_lock(self.settings.home):
+            if self.settings.profile == SOFTHSM:
+                with _usable(self.settings.home / "token"):
+                    keep_token_file(self.settings.home)
             wanted = TokenUri.parse(self.settings.uri)
             self.profile.initialisation.check(self.settings.home)
             self._module.initialize(self.profile.initialisation.argument(self.settings.home, wanted.token))
@@ -255,13 +259,10 @@ def _configure_softhsm(home: Path) -> None:
         "log.level = ERROR\nslots.removable = false\n"
     )
     if folder.is_dir() and not (configuration.is_file() and configuration.read_text(encoding="utf-8") == text):
-        temporary = configuration.with_name(f"softhsm2.conf.{os.getpid()}")
-        try:
-            with _usable(folder):
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(configuration)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _login_lock(home), _usable(folder):
+            temporary = configuration.with_name("softhsm2.conf.new")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(configuration)
 
 
 def _make_pin(source: str, home: Path) -> Pin:
