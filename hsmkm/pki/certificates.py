@@ -5,13 +5,14 @@ A file of own certificates holds the leaf first and then its chain without the r
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import secrets
 import unicodedata
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -31,6 +32,9 @@ UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtensio
 
 MAX_FILE = 4 << 20
 """No certificate file of ours is larger; a larger one is refused before it is parsed."""
+
+
+_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_title(text: str) -> bool:
@@ -120,22 +124,46 @@ def write_certificates(path: Path, certificates: Iterable[x509.Certificate]) -> 
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, sync it and rename it, so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Write a file under a temporary name, sync it and rename it, so that no reader sees half of it.
+
+    What a crash leaves under the temporary name, the next who writes the same file takes over.
+    """
+    temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with _held(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         hint = "see whether the folder is yours and the disk has room"
         raise InputError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+@contextmanager
+def _held(temporary: Path) -> Iterator[BinaryIO]:
+    """Open an empty file that no other process writes; it is gone at the end unless it was renamed."""
+    while True:
+        with os.fdopen(os.open(temporary, _TO_WRITE, 0o666), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file, temporary):
+                continue  # whoever had the lock before renamed it
+            try:
+                file.truncate(0)
+                yield file
+            finally:
+                if _is_still(file, temporary):
+                    temporary.unlink()
+            return
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:
