@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-TOKEN_FILE = "token.object"
+REWRITTEN = "token.object"
 COPY = "token.object.kept"
 
 _WORD = 8
@@ -26,7 +26,7 @@ def keep_token_file(home: Path) -> None:
 
     Raises OSError where the folder cannot be written.
     """
-    for path in (home / "token" / "tokens").glob(f"*/{TOKEN_FILE}"):
+    for path in (home / "token" / "tokens").glob(f"*/{REWRITTEN}"):
         kept = path.with_name(COPY)
         now, before = path.read_bytes(), kept.read_bytes() if kept.exists() else b""
         if not is_whole(now):

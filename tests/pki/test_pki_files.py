@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_several_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
 def test_nothing_is_written_through_a_link_under_the_temporary_name(tmp_path: Path) -> None:
     target = tmp_path / "of-somebody-else"
     target.write_bytes(b"theirs")
-    os.symlink(target, tmp_path / ".file.new")
+    (tmp_path / ".file.new").symlink_to(target)
     with pytest.raises(InputError, match="cannot be written"):
         replace_file(tmp_path / "file", b"ours")
     assert target.read_bytes() == b"theirs"

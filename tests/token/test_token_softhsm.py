@@ -8,7 +8,7 @@ import pytest
 
 from hsmkm.errors import TokenUnreachableError
 from hsmkm.token.session import open_session
-from hsmkm.token.softhsm import COPY, TOKEN_FILE, is_whole
+from hsmkm.token.softhsm import COPY, REWRITTEN, is_whole
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
 from tests.conftest import make_token
@@ -20,7 +20,7 @@ def settings(tmp_path: Path) -> TokenSettings:
 
 
 def token_file(settings: TokenSettings) -> Path:
-    (found,) = (settings.home / "token" / "tokens").glob(f"*/{TOKEN_FILE}")
+    (found,) = (settings.home / "token" / "tokens").glob(f"*/{REWRITTEN}")
     return found
 
 

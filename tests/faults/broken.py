@@ -1,0 +1,67 @@
+"""Variants of hsmkm that are broken on purpose, each in one way that a harness must find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hsmkm.link.client import Client
+from hsmkm.packages.registry import holders_of
+from hsmkm.packages.send import Package
+from hsmkm.steps import deliver, provision, renew
+from hsmkm.steps.party import Party
+from hsmkm.steps.renew import Work
+from hsmkm.steps.results import Sent
+from hsmkm.steps.stages import Stage
+from hsmkm.store import counters, holders, packages
+from hsmkm.store.renewals import RenewalState
+from hsmkm.store.store import Transaction
+
+
+def rename_before_commit() -> None:
+    """A package has its name before the transaction that speaks of it."""
+
+    def record(party: Party, package: Package, also: Callable[[Transaction], None]) -> Sent:
+        path = deliver._path(party, package.header.id)
+        deliver._write_partial(path, package.data)
+        path.with_name(path.name + deliver.PARTIAL).rename(path)
+        made = deliver._record(package)
+        with party.store.begin("package-send", package.header.recipient.name, {}) as tx:
+            also(tx)
+            packages.add(tx, made)
+            holders.add_many(tx, holders_of(package, package.header.recipient.name))
+        return deliver.sent_of(party, made)
+
+    deliver.record = provision.record = record  # type: ignore[attr-defined]
+
+
+def counters_without_commit() -> None:
+    """A block of counters is handed out and never written."""
+    reserve = counters.reserve
+
+    def forgetful(tx: Transaction, *rest: Any, **named: Any) -> range:  # noqa: ANN401 - passed on as it is
+        nested = tx.connection.begin_nested()
+        given = reserve(tx, *rest, **named)
+        nested.rollback()
+        return given
+
+    counters.reserve = forgetful
+
+
+def sent_after_the_transfer() -> None:
+    """A key transfer is recorded when the meter has answered it."""
+
+    def send(work: Work, client: Client, stage: Stage) -> None:
+        renew._request(work, stage)(client)
+        with work.party.store.begin("key-transfer", work.title, {}) as tx:
+            work.advance(tx, RenewalState.SENT, stage.name)
+            work.advance(tx, RenewalState.ACKNOWLEDGED)
+
+    renew._send = send
+
+
+VARIANTS: Mapping[str, Callable[[], None]] = {
+    "rename before commit": rename_before_commit,
+    "counters without commit": counters_without_commit,
+    "sent after the transfer": sent_after_the_transfer,
+}

@@ -1,0 +1,310 @@
+"""The operations that a crash may interrupt, what is done after it, and what must then be true.
+
+Each is done by one party in a folder that was left by the operations before it. After a crash the same is asked again,
+as a person would: what is in doubt is resolved, then the command is given once more. Then the party is looked through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hsmkm.errors import HsmkmError, PartlyDoneError
+from hsmkm.packages.content import Purpose
+from hsmkm.pki.certificates import read_certificates
+from hsmkm.steps.agree import renew_by_agreement
+from hsmkm.steps.attest import check_store, verify_audit
+from hsmkm.steps.credentials import open_key
+from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.inject import inject
+from hsmkm.steps.issue import issue
+from hsmkm.steps.party import Party, open_party
+from hsmkm.steps.provision import provision
+from hsmkm.steps.receive import receive_file
+from hsmkm.steps.renew import GLOBAL_KEYS, renew
+from hsmkm.steps.resolve import resolve, unfinished
+from hsmkm.steps.results import Outcome
+from hsmkm.store import certificates, key_sets, meters, packages
+from hsmkm.store.key_set import KeyState
+from hsmkm.store.packages import Direction
+from hsmkm.token.types import Use
+from tests.field import energy
+from tests.realm import ACTOR, title_of
+
+FLEET = (1, 2)
+METER = title_of(1)
+ENERGY = 123_456
+RESOLUTIONS = 6
+"""How often a person tries to resolve a meter before it counts as lost."""
+
+_EXPECTED = re.compile(
+    r"hsmkm\.toml|initial\.json|store\.db(-wal|-shm)?|packages\.lock|(packages|receipts)/[0-9a-f-]{36}\.p7m|"
+    r"token/(softhsm2\.conf|pin|so-pin|login\.lock|tokens/.*)|tls/key\.pem|trust/.*|certificates/[\w-]+\.(pem|csr)|models/[\w-]+\.toml|.*\.lock"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an operation takes place: the folder with the homes, and the meter's address."""
+
+    folder: str
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a run came to: its error, or nothing; and what was found not to be in order after it."""
+
+    error: str = ""
+    hint: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of one party."""
+
+    home: str
+    before: str
+    """The state of the realm that it begins with; see tests.faults.realms."""
+
+    act: Callable[[Party, Place], object]
+    again: Callable[[Party, Place], object]
+    check: Callable[[Party, Place], Iterator[str]]
+    speaks: bool = False
+    """Whether it speaks to a meter."""
+
+    def run(self, place: Place, verb: str) -> Answer:
+        """Open the party and act, or do it again and look through what there is."""
+        with open_party(Path(place.folder) / self.home, ACTOR) as party:
+            if verb == "act":
+                self.act(party, place)
+                return Answer()
+            self.again(party, place)
+            return Answer(problems=[*disorder(party), *self.check(party, place)])
+
+
+def disorder(party: Party) -> Iterator[str]:
+    """Name what must never be left behind, whatever happened."""
+    yield from (f"store check: {problem}" for problem in check_store(party))
+    yield from (f"audit verify: {problem}" for problem in verify_audit(party, ()))
+    yield from _packages(party)
+    yield from _serial_numbers(party)
+    yield from _left_over(party)
+
+
+def _packages(party: Party) -> Iterator[str]:
+    with party.store.read() as tx:
+        known = {record.id: record for record in packages.listing(tx)}
+    folder = party.home / "packages"
+    files = {path.stem: path for path in folder.glob("*.p7m")} if folder.is_dir() else {}
+    for name in files.keys() - {record.id for record in known.values() if record.direction is Direction.SENT}:
+        yield f"orphan: package file {name} without a row"
+    for record in known.values():
+        if record.direction is Direction.RECEIVED:
+            continue
+        if record.id not in files:
+            yield f"orphan: package row {record.id} without a file"
+        elif hashlib.sha256(files[record.id].read_bytes()).digest() != record.sha256:
+            yield f"package {record.id} is not what its row says"
+    numbers = [(item.direction, item.peer, item.purpose, item.sequence) for item in known.values()]
+    if len(set(numbers)) != len(numbers):
+        yield "two packages have one sequence number"
+
+
+def _serial_numbers(party: Party) -> Iterator[str]:
+    with party.store.read() as tx:
+        rows = tx.all(certificates.ISSUANCES.everything())
+    serials = [(row["issuer"], row["serial"]) for row in rows]
+    if len(set(serials)) != len(serials):
+        yield "two certificates have one serial number"
+
+
+def _left_over(party: Party) -> Iterator[str]:
+    for path in sorted(party.home.rglob("*")):
+        name = path.relative_to(party.home).as_posix()
+        if path.is_file() and not _EXPECTED.fullmatch(name):
+            yield f"orphan: file {re.sub(r'[0-9a-f]{8,}', '*', name)}"
+
+
+def sound(party: Party) -> Iterator[str]:
+    """Name every meter without a key set, and every key set that does not open in the token."""
+    with party.store.read() as tx:
+        found = [(meter, key_sets.for_meter(tx, meter.system_title)) for meter in meters.listing(tx)]
+    for meter, sets in found:
+        if not sets:
+            yield f"meter {meter.title} without a key set"
+        for key_set, state in sets:
+            for key in key_set.keys if state is not KeyState.DESTROYED else ():
+                with open_key(party, key_set, key.role, Use.TRANSPORT):
+                    pass
+
+
+def reads(party: Party, place: Place) -> Iterator[str]:
+    """Name a meter that does not read under the keys that the store calls active, or that is in doubt."""
+    yield from sound(party)
+    if unfinished(party):
+        yield "a renewal is still not finished"
+    try:
+        if energy(party, FLEET[0]) != ENERGY:
+            yield "the meter says something else"
+    except HsmkmError as error:
+        yield f"the meter does not read under its active keys: {error.message}"
+    with party.store.read() as tx:
+        states = [state for _, state in key_sets.for_meter(tx, bytes.fromhex(METER))]
+    if states.count(KeyState.ACTIVE) != 1:
+        yield f"{states.count(KeyState.ACTIVE)} generations are active"
+    del place
+
+
+def done(outcomes: Sequence[Outcome]) -> None:
+    """Raise the error of a meter that failed."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+
+
+def resolved(party: Party) -> None:
+    """Resolve as an operator does until nothing is in doubt; raises what the last try raised."""
+    for turn in range(RESOLUTIONS):
+        if not unfinished(party):
+            return
+        try:
+            resolve(party, METER)
+        except PartlyDoneError:
+            if turn == RESOLUTIONS - 1:
+                raise
+
+
+def _provision(party: Party, place: Place) -> None:
+    provision(party, Path(place.folder) / "order.csv", "line")
+
+
+def _all_provisioned(party: Party, place: Place) -> Iterator[str]:
+    yield from sound(party)
+    with party.store.read() as tx:
+        known = {meter.system_title for meter in meters.listing(tx)}
+        sent = packages.listing(tx)
+    if known != {bytes.fromhex(title_of(serial)) for serial in FLEET}:
+        yield f"{len(known)} of {len(FLEET)} meters are provisioned"
+    if [item.purpose for item in sent] != [Purpose.INJECTION.value]:
+        yield f"{len(sent)} injection packages for one order"
+    del place
+
+
+def _inject(party: Party, place: Place) -> None:
+    inject(party, METER, place.address)
+
+
+def _inject_again(party: Party, place: Place) -> None:
+    resolved(party)
+    _inject(party, place)
+
+
+def _export(party: Party, place: Place) -> None:
+    export(party, "delivery", "utility", tuple(map(title_of, FLEET)), None)
+    del place
+
+
+def _exported(party: Party, place: Place) -> Iterator[str]:
+    del place
+    yield from sound(party)
+
+
+def _import(party: Party, place: Place) -> None:
+    receive_file(party, next(Path(place.folder, "delivered").glob("*.p7m")))
+
+
+def _imported(party: Party, place: Place) -> Iterator[str]:
+    yield from _all_known(party)
+    yield from sound(party)
+    (delivered,) = Path(place.folder, "delivered").glob("*.p7m")
+    if not (party.home / "receipts" / delivered.name).is_file():
+        yield "there is no receipt of the package"
+
+
+def _all_known(party: Party) -> Iterator[str]:
+    with party.store.read() as tx:
+        count = len(meters.listing(tx))
+    if count != len(FLEET):
+        yield f"{count} of {len(FLEET)} meters are known"
+
+
+def _receipt(party: Party, place: Place) -> None:
+    accept_receipt(party, next(Path(place.folder, "receipted").glob("*.p7m")).read_bytes())
+
+
+def _receipted(party: Party, place: Place) -> Iterator[str]:
+    yield from sound(party)
+    with party.store.read() as tx:
+        sent = [item for item in packages.listing(tx) if item.purpose == Purpose.DELIVERY.value]
+    if [item.state for item in sent] != ["accepted"]:
+        yield "the delivery is not accepted"
+    del place
+
+
+def _renew(party: Party, place: Place) -> None:
+    done(renew(party, [METER], GLOBAL_KEYS))
+    del place
+
+
+def _renew_again(party: Party, place: Place) -> None:
+    resolved(party)
+    _renew(party, place)
+
+
+def _agree(party: Party, place: Place) -> None:
+    done(renew_by_agreement(party, [METER]))
+    del place
+
+
+def _agree_again(party: Party, place: Place) -> None:
+    resolved(party)
+    _agree(party, place)
+
+
+def _resolve(party: Party, place: Place) -> None:
+    resolve(party, METER)
+    del place
+
+
+def _resolve_again(party: Party, place: Place) -> None:
+    resolved(party)
+    del place
+
+
+def _issue(party: Party, place: Place) -> None:
+    issue(party, Path(place.folder) / "asked", Path(place.folder) / "issued")
+
+
+def _issued(party: Party, place: Place) -> Iterator[str]:
+    files = [read_certificates(path)[0] for path in sorted(Path(place.folder, "issued").glob("*.pem"))]
+    asked = list(Path(place.folder, "asked").glob("*.csr"))
+    if len(files) != len(asked):
+        yield f"{len(files)} certificates for {len(asked)} requests"
+    if len({one.serial_number for one in files}) != len(files):
+        yield "two certificates have one serial number"
+    with party.store.read() as tx:
+        known = {item.der for item in certificates.listing(tx)}
+    for one in [*files, *(read_certificates(path)[0] for path in Path(place.folder, "shown").glob("*.pem"))]:
+        if one.public_bytes(Encoding.DER) not in known:
+            yield "orphan: a certificate without a row"
+    yield from (f"orphan: file {path.name}" for path in Path(place.folder, "issued").glob(".*"))
+
+
+OPERATIONS = {
+    "provision": Operation("factory", "ordered", _provision, _provision, _all_provisioned),
+    "inject": Operation("factory", "provisioned", _inject, _inject_again, reads, speaks=True),
+    "export": Operation("factory", "injected", _export, _export, _exported),
+    "import": Operation("utility", "exported", _import, _import, _imported),
+    "receipt": Operation("factory", "imported", _receipt, _receipt, _receipted),
+    "renew": Operation("factory", "injected", _renew, _renew_again, reads, speaks=True),
+    "agree": Operation("factory", "agreeable", _agree, _agree_again, reads, speaks=True),
+    "resolve": Operation("factory", "in doubt", _resolve, _resolve_again, reads, speaks=True),
+    "issue": Operation("authority", "asked", _issue, _issue, _issued),
+}
