@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, show, talk, worker_starter
+from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
 from hsmkm.errors import TokenRefusedError
 
 if TYPE_CHECKING:
+    from hsmkm.steps import rotate as rotation
     from hsmkm.steps import setup
 else:
-    (setup,) = deferred("hsmkm.steps", "setup")
+    rotation, setup = deferred("hsmkm.steps", "rotate", "setup")
 
 app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
 
@@ -53,3 +54,26 @@ def doctor() -> None:
         talk(f"hint: {item.name}: {item.hint}")
     if failed:
         raise TokenRefusedError(f"{len(failed)} of {len(findings)} checks failed", "see the hints above")
+
+
+@app.command()
+def rotate(
+    *,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="Destroy the keys that earlier rotations replaced, instead.")
+    ] = False,
+    approval: Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")] = None,
+) -> None:
+    """Make the next storage and integrity keys.
+
+    Every key set is brought under them inside the token. What was ended early goes on when the command is given again;
+    others may work meanwhile. With --retire the older keys are destroyed, if nothing is under them: no backup of before
+    opens then.
+    """
+    with party_worker() as worker:
+        if retire:
+            gone = worker.call(rotation.retire, approval)
+            show([{"key": key, "result": "destroyed"} for key in gone], ("key", "result"))
+            return
+        moved = worker.call(rotation.rotate, approval)
+    show([{"keys": item.number, "table": item.table, "rows": item.rows} for item in moved], ("keys", "table", "rows"))

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hsmkm.config import load_model
@@ -56,20 +56,29 @@ def import_keys(party: Party, name: str, suite: int, path: Path, association: st
     roles = sorted(role.value for role in sealed)
     detail = {"suite": suite, "roles": roles} | ({"association": association} if association else {})
     with party.store.begin("model-import-keys", name, detail) as tx:
-        made = ModelKeys(owner, suite, party.vault.storage_key, _with_identities(tx, sealed))
+        made = ModelKeys(owner, suite, party.vault.storage_key, _with_identities(party, tx, sealed))
         models.add_keys(tx, models.authenticate(party.vault, made))
     return roles
 
 
-def _with_identities(tx: Transaction, sealed: Mapping[MeterRole, Sealed]) -> tuple[StoredKey, ...]:
+def _with_identities(party: Party, tx: Transaction, sealed: Mapping[MeterRole, Sealed]) -> tuple[StoredKey, ...]:
     """Give each key its identity; one that is known, from another model or in another role, keeps the one it has."""
-    own: dict[bytes, bytes] = {}
+    identities = {wrapped: identity for identity, wrapped in _known_keys(party, tx)}
     keys = []
     for role, item in sealed.items():
-        known = own.get(item.wrapped) or models.identity_of(tx, item.storage_key, item.wrapped)
-        own[item.wrapped] = known or secrets.token_bytes(IDENTITY_OCTETS)
-        keys.append(StoredKey(role, own[item.wrapped], item.wrapped))
+        identity = identities.setdefault(item.wrapped, secrets.token_bytes(IDENTITY_OCTETS))
+        keys.append(StoredKey(role, identity, item.wrapped))
     return tuple(keys)
+
+
+def _known_keys(party: Party, tx: Transaction) -> Iterator[tuple[bytes, bytes]]:
+    """Give identity and wrapping of every initial key under the newest storage key: there equal octets are one key."""
+    for keys in models.every_keys(tx):
+        for key in keys.keys:
+            wrapped = key.wrapped
+            if keys.storage_key != party.vault.storage_key:
+                wrapped = party.vault.reseal(key.role, Sealed(keys.storage_key, wrapped), keys.suite).wrapped
+            yield key.identity, wrapped
 
 
 def read_key_file(path: Path, octets: int, secret: tuple[SecretRole, ...] = ()) -> dict[MeterRole, bytearray]:

@@ -34,6 +34,10 @@ class Party:
         """The home folder."""
         return self.settings.home
 
+    def between_calls(self) -> None:
+        """Turn to newer storage and integrity keys, where another process made them and we met them."""
+        self.vault.keyring.turn()
+
 
 def token_settings(settings: Settings) -> TokenSettings:
     """Say to the token layer what the settings say of the token."""

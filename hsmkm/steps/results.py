@@ -25,6 +25,27 @@ class TokenMade:
 
 
 @dataclass(frozen=True, slots=True)
+class Resealed:
+    """What a rotation brought under keys of its number: a table, and how many of its rows."""
+
+    number: int
+    table: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """An archive that was written or read: its party, purpose, files and octets, and the last audit record in it."""
+
+    path: Path
+    party: str
+    purpose: str
+    files: int
+    octets: int
+    audit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """A certificate or list that was written: its profile, subject and file."""
 

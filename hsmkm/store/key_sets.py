@@ -18,6 +18,7 @@ from sqlalchemy import Select, func, select
 
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import key_set_rows, key_states, meters, schema
+from hsmkm.store.canonical import Value
 from hsmkm.store.engine import Row, insert_rows
 from hsmkm.store.key_set import (
     STATE_NUMBERS,
@@ -50,6 +51,7 @@ __all__ = [
     "get",
     "newest",
     "next_generation",
+    "reseal",
     "set_destroy_after",
     "verify",
 ]
@@ -124,6 +126,20 @@ def set_destroy_after(tx: Transaction, ref: KeySetRef, moment: datetime | None) 
     """Say when this party's copy is due to be destroyed; raises RefusedError if there is no such set."""
     key = _place(ref.system_title, ref.security_setup, ref.client) | {"generation": ref.generation}
     if tx.update(table, key, {"destroy_after": to_seconds(moment)}) != 1:
+        raise RefusedError(f"there is no key set {ref}")
+
+
+def reseal(tx: Transaction, key_set: KeySet) -> None:
+    """Replace the wrapping and the MAC of a set, which was authenticated; nothing else of it may differ.
+
+    Raises RefusedError if there is no such set.
+    """
+    if key_set.mac is None:
+        raise IntegrityError(f"key set {key_set.ref} carries no mac", hint="authenticate it before it is stored")
+    ref, mac = key_set.ref, key_set.mac
+    key = _place(ref.system_title, ref.security_setup, ref.client) | {"generation": ref.generation}
+    sealed: dict[str, Value] = {"storage_key": key_set.storage_key, "keys": pack(key_set.keys)}
+    if tx.update(table, key, sealed | {"mac_key": mac.key_number, "mac": mac.value}) != 1:
         raise RefusedError(f"there is no key set {ref}")
 
 

@@ -70,17 +70,21 @@ def get_keys(tx: Transaction, model: str) -> ModelKeys | None:
     return keys
 
 
-def identity_of(tx: Transaction, storage_key: int, wrapped: bytes) -> bytes | None:
-    """Find the identity of an initial key that is known by these octets, whatever its model.
+def reseal(tx: Transaction, keys: ModelKeys) -> None:
+    """Replace the wrapping and the MAC of a model's initial keys, which were authenticated."""
+    _verify(tx, keys)
+    mac = keys.mac or Mac(0, b"")
+    sealed: dict[str, Value] = {"storage_key": keys.storage_key, "keys": pack(keys.keys)}
+    if tx.update(table, {"name": keys.model}, sealed | {"mac_key": mac.key_number, "mac": mac.value}) != 1:
+        raise RefusedError(f"model {keys.model} has no initial keys")
 
-    AES key wrap is deterministic: equal octets are one key, and one key has one identity and so one counter.
-    """
-    statement = select(table).where(table.c["keys"].is_not(None), table.c.storage_key == storage_key)
-    for row in tx.all(statement):
-        for key in _keys(row).keys:
-            if key.wrapped == wrapped:
-                return key.identity
-    return None
+
+def every_keys(tx: Transaction) -> list[ModelKeys]:
+    """Read and verify the initial keys of all models."""
+    found = [_keys(row) for row in tx.all(select(table).where(table.c["keys"].is_not(None)).order_by(table.c.name))]
+    for keys in found:
+        _verify(tx, keys)
+    return found
 
 
 def every_initial_identity(tx: Transaction) -> Iterator[bytes]:

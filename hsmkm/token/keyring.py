@@ -1,8 +1,9 @@
 """The long-lived keys of a party: token objects, found by label and class, and checked whenever they are found.
 
-`storage:N`, `gak-storage:N` and `integrity:N` are numbered; the highest number is used for new work, and every number
-stays readable. After a reconnection a key is found again and compared with what it was: CKA_ID for all, a MAC over a
-fixed text for integrity keys, the public point for key pairs.
+`storage:N`, `gak-storage:N` and `integrity:N` are numbered alike; the highest number of which there are all three is
+used for new work, and every number stays readable. A number that another process made later is read from as soon as it
+is met, and new work goes on under the one it began with until `turn`. After a reconnection a key is found again and
+compared with what it was: CKA_ID for all, a MAC over a fixed text for integrity keys, the public point for key pairs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pkcs11 import Attribute, ObjectClass
 
-from hsmkm.errors import IntegrityError, RefusedError, TokenRefusedError
+from hsmkm.errors import IntegrityError, RefusedError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token import attributes, curves
 from hsmkm.token.template import Template
 from hsmkm.token.types import MAC_OCTETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -46,27 +47,38 @@ class Keyring:
         self._mechanisms = session.profile.mechanisms
         self._generation = 0
         self._keys: dict[str, dict[int, int]] = {}
-        self._newest: dict[str, tuple[int, int]] = {}
+        self._working = 0
         self._known: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         self._templates = {kind: session.template(self._attributes(kind)) for kind in KINDS}
 
     def newest(self, kind: str) -> tuple[int, int]:
-        """Return the number and the object handle of the newest key; TokenRefusedError if there is none."""
+        """Return the number and the object handle of the key for new work; TokenRefusedError if there is none."""
         if self._generation != self._session.generation:
             self._find_all()
-        found = self._newest.get(kind)
-        if found is None:
-            raise TokenRefusedError(f"the token has no {kind} key", hint="make the party's keys first: hsmkm init")
-        return found
+        if not self._working:
+            missing = next((each for each in KINDS if not self._keys[each]), kind)
+            raise TokenRefusedError(f"the token has no {missing} key", hint="make the party's keys first: hsmkm init")
+        return self._working, self._keys[kind][self._working]
 
     def number(self, kind: str, number: int) -> int:
-        """Return the object handle of a numbered key; IntegrityError if the token lacks it."""
-        if self._generation != self._session.generation:
+        """Return the object handle of a numbered key; IntegrityError if the token lacks it.
+
+        One that is not known is looked for once: another process may have made it since.
+        """
+        if self._generation != self._session.generation or number not in self._keys[kind]:
             self._find_all()
         found = self._keys[kind].get(number)
         if found is None:
             raise IntegrityError(f"the token has no key {kind}:{number}", hint="this is another token")
         return found
+
+    def turn(self) -> None:
+        """Use the highest number that is known for new work from now on; nothing is under way that began earlier."""
+        self._working = max(self._complete(), self._working)
+
+    def still_there(self) -> None:
+        """Look for the keys again; TokenUnreachableError where those for new work were retired meanwhile."""
+        self._find_all()
 
     def create_missing(self) -> None:
         """Make number 1 of each kind that has no key, and check the others."""
@@ -76,12 +88,35 @@ class Keyring:
                 self._create(kind, 1)
         self._find_all()
 
-    def create_next(self, kind: str) -> int:
-        """Make a key with the next number, which new work uses from now on; its number."""
-        number = self.newest(kind)[0] + 1
-        self._create(kind, number)
+    def create_up_to(self, number: int) -> None:
+        """Make the keys of the number after the present one, those that are missing, and use them for new work.
+
+        Raises IntegrityError for another number than the present one or the next.
+        """
         self._find_all()
-        return number
+        if number not in (self._complete(), self._complete() + 1):
+            raise IntegrityError(
+                f"the keys number {number} do not follow those of the token", hint="compare it with hsmkm audit log"
+            )
+        for kind in KINDS:
+            if number not in self._keys[kind]:
+                self._create(kind, number)
+        self._find_all()
+        self.turn()
+
+    def numbers_below(self, number: int) -> list[str]:
+        """List the keys with a lower number by their labels."""
+        return sorted(f"{kind}:{found}" for kind, found, _ in self._objects() if found < number)
+
+    def destroy_before(self, number: int) -> list[str]:
+        """Destroy every key with a lower number; their labels. What lay under them is lost."""
+        gone = []
+        for kind, found, key in list(self._objects()):
+            if found < number:
+                self._session.destroy(key)
+                gone.append(f"{kind}:{found}")
+        self._find_all()
+        return sorted(gone)
 
     def mac(self, key: int, data: bytes) -> bytes:
         """Make an HMAC-SHA256 of 32 octets: C_SignInit and C_Sign."""
@@ -110,26 +145,41 @@ class Keyring:
             raise TokenRefusedError(f"the token made {kind}:{number} with other attributes: {', '.join(wrong)}")
 
     def _find_all(self) -> None:
-        """Find, check and compare every numbered key; what was known before a reconnection must be there again."""
+        """Find, check and compare every numbered key; what was known before must be there again."""
         generation = self._session.generation
-        cryptoki = self._session.cryptoki
         keys: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
-        query = Template({Attribute.CLASS: int(ObjectClass.SECRET_KEY), Attribute.TOKEN: True})
-        for key in cryptoki.find(query, _MAX_TOKEN_KEYS):
-            match = _LABEL.fullmatch(cryptoki.read(key, Attribute.LABEL))
-            if match is None:
-                continue
-            kind, number = match[1].decode(), int(match[2])
+        for kind, number, key in self._objects():
             if number in keys[kind]:
                 raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
             self._check(kind, number, key)
             keys[kind][number] = self._session.working(key, self._attributes(kind))
-        for kind, number in self._known:
-            if number not in keys[kind]:
+        self._compare(keys)
+        self._keys, self._generation = keys, generation
+        self._working = self._working or self._complete()
+
+    def _objects(self) -> Iterator[tuple[str, int, int]]:
+        """Give kind, number and object handle of every numbered key."""
+        cryptoki = self._session.cryptoki
+        query = Template({Attribute.CLASS: int(ObjectClass.SECRET_KEY), Attribute.TOKEN: True})
+        for key in cryptoki.find(query, _MAX_TOKEN_KEYS):
+            match = _LABEL.fullmatch(cryptoki.read(key, Attribute.LABEL))
+            if match is not None:
+                yield match[1].decode(), int(match[2]), key
+
+    def _compare(self, keys: dict[str, dict[int, int]]) -> None:
+        """See that no known key is gone, but those below the present number: they were retired."""
+        for kind, number in [name for name in self._known if name[1] not in keys[name[0]]]:
+            if number >= self._working and not any(found > number for found in keys[kind]):
                 raise IntegrityError(f"the key {kind}:{number} is gone from the token", hint="this is another token")
-        self._keys = keys
-        self._newest = {kind: max(found.items()) for kind, found in keys.items() if found}
-        self._generation = generation
+            if number >= self._working:
+                raise TokenUnreachableError(
+                    f"the key {kind}:{number} was retired, and this process still works with it", hint="start it again"
+                )
+            del self._known[kind, number]
+
+    def _complete(self) -> int:
+        """Tell the highest number of which there are keys of all kinds, 0 if there is none."""
+        return max(set.intersection(*(set(self._keys.get(kind, ())) for kind in KINDS)), default=0)
 
     def _check(self, kind: str, number: int, key: int) -> None:
         wrong = self._session.cryptoki.differences(key, self._templates[kind])

@@ -181,6 +181,11 @@ class Vault:
         under = self.keyring.number(GAK_STORAGE if role in _READ_IN_HOST else STORAGE, sealed.storage_key)
         return self._unwrap(under, sealed.wrapped, role, use, _wrapped_octets(role, suite, sealed.wrapped))
 
+    def reseal(self, role: MeterRole, sealed: Sealed, suite: int) -> Sealed:
+        """Bring a sealed key under the newest storage key, inside the token; raises as `open`."""
+        with self.open(role, sealed, suite, Use.TRANSPORT) as key:
+            return self.seal(key)
+
     def wrap(self, under: KeyHandle, key: KeyHandle) -> bytes:
         """Wrap a key (RFC 3394; secrets RFC 5649) under a master, package or agreed key; 8 octets longer than it."""
         if key.role not in _CARRIES.get(under.role, frozenset()):

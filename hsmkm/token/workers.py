@@ -24,7 +24,7 @@ import traceback
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from hsmkm.errors import HsmkmError, TokenUnreachableError
 from hsmkm.token.watch import HUNG, watch
@@ -227,6 +227,14 @@ def _late(what: str, deadline: float | None) -> TokenUnreachableError:
     )
 
 
+@runtime_checkable
+class BetweenCalls(Protocol):
+    """A context that wants to know when no call is under way, to take note of what others did."""
+
+    def between_calls(self) -> None:
+        """Take note of it; called before each call."""
+
+
 def serve(descriptor: int) -> None:
     """Be a worker: read the opener from this socket, enter it, and serve calls until the owner closes or ends."""
     connection: Connection[Any, Any] = Connection(descriptor)
@@ -267,6 +275,8 @@ def _serve_calls(connection: Connection[Any, Any], context: object) -> None:
             connection.send((_STOPPED, None))
             continue
         try:
+            if isinstance(context, BetweenCalls):
+                context.between_calls()
             if verb == _STREAM:
                 _serve_stream(connection, function(context, *args))
                 answer: tuple[str, object] = (_END, None)
