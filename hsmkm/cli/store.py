@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show
 from hsmkm.errors import IntegrityError
+from hsmkm.token.workers import Worker
 
 if TYPE_CHECKING:
     from hsmkm.steps import attest
+    from hsmkm.steps import backup as archives
+    from hsmkm.steps.results import Backup
 else:
-    (attest,) = deferred("hsmkm.steps", "attest")
+    archives, attest = deferred("hsmkm.steps", "backup", "attest")
 
 app = typer.Typer(help="The store: its integrity and its schema.", no_args_is_help=True)
 
@@ -41,3 +45,30 @@ def upgrade() -> None:
     url = frame().settings().store_url
     attest.upgrade_store(url)
     show([{"store": url, "result": "up to date"}], ("store", "result"))
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
+    """Write this home to one file.
+
+    The database as it is at one moment, settings, certificates, trust, packages and receipts, with a list that is
+    signed in the token; not the token itself, PINs or the TLS key. Others may work meanwhile.
+    """
+    with party_worker() as worker:
+        show_archive(worker.call(archives.backup, file.resolve()))
+
+
+@app.command()
+def restore(file: Annotated[Path, typer.Argument(help="A file that `hsmkm store backup` wrote.")]) -> None:
+    """Make a home out of a backup.
+
+    In a folder that holds nothing but the token's own folder; the backup must be signed by that very token.
+    """
+    with Worker(archives.open_folder, frame().home.resolve()) as worker:
+        show_archive(worker.call(archives.restore, file.resolve()))
+
+
+def show_archive(done: Backup) -> None:
+    """Show what an archive holds."""
+    row = {"party": done.party, "files": done.files, "octets": done.octets, "audit": done.audit, "file": done.path}
+    show([row], ("party", "files", "octets", "audit", "file"))

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -25,6 +26,7 @@ from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
 from hsmkm.store import schema
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.store.snapshot import copy_store
 from hsmkm.token.types import Mac
 
 StoredRow: TypeAlias = dict[str, Any]
@@ -229,6 +231,11 @@ class Store:
             connection = plain.execution_options(**{engines.READ_ONLY: True})
             with connection.begin():
                 yield Transaction(connection, self._authenticator, self._clock())
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the database as it is at one moment into a new file; raises RefusedError where it is no SQLite file."""
+        with _database_errors():
+            copy_store(self._engine, path)
 
     @contextmanager
     def _once(self) -> Iterator[None]:
