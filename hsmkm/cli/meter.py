@@ -13,7 +13,7 @@ from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.cli.outcomes import raise_failed, show_outcomes
 from hsmkm.cli.reference import In, attribute, shown
 from hsmkm.cli.renew import read_lines
-from hsmkm.config import SYSTEM_TITLE, load_model
+from hsmkm.config import SYSTEM_TITLE, load_model, load_settings
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError, PartlyDoneError
 from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
@@ -21,6 +21,7 @@ from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
 if TYPE_CHECKING:
     from hsmkm.steps import agree, client_reading, communicate, party, suspicions, third_party, way_back
     from hsmkm.steps import enrol as enrol_step
+    from hsmkm.steps import in_doubt as doubt
     from hsmkm.steps import inject as inject_step
     from hsmkm.steps import permit as permit_step
     from hsmkm.steps import provision as provision_step
@@ -34,7 +35,7 @@ else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
     )
-    (renewal,) = deferred("hsmkm.steps", "renew_certificates")
+    doubt, renewal = deferred("hsmkm.steps", "in_doubt", "renew_certificates")
     enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
         "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
@@ -266,8 +267,17 @@ def list_meters(
     order: Annotated[str | None, typer.Option(help="Only those of this order (its id).")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 1000,
     after: Annotated[str, typer.Option(help="Begin behind this system title.")] = "",
+    *,
+    in_doubt: Annotated[
+        bool, typer.Option("--in-doubt", help="Only those that wait for resolve: since when, and what was tried.")
+    ] = False,
 ) -> None:
     """List meters by system title."""
+    if in_doubt:
+        if concentrator or order or after:
+            raise InputError("--in-doubt lists every meter in doubt", hint="leave the other options out")
+        _list_in_doubt(frame().home, limit)
+        return
     if after and not SYSTEM_TITLE.fullmatch(after.upper()):
         raise InputError(f"{after!r} is not a system title", hint="16 hex digits, as the list shows them")
     with party.open_listing(frame().home) as store, store.read() as tx:
@@ -285,6 +295,22 @@ def list_meters(
         for item in found
     ]
     show(rows, ("meter", "serial", "model", "suite", "concentrator", "address", "registered"))
+
+
+def _list_in_doubt(home: Path, limit: int) -> None:
+    """Show what waits for `resolve`, the oldest first."""
+    per_day = load_settings(home).policy.attempts_per_day
+    with party.open_listing(home) as store, store.read() as tx:
+        found = doubt.in_doubt(tx, per_day, party.utc_now())[:limit]
+        models = {item.meter: meters.find(tx, item.meter).model for item in found}
+    columns = ("meter", "association", "state", "stage", "since", "attempts", "tried", "answer", "hint")
+    rows: list[dict[str, object]] = []
+    for item in found:
+        names = _association_names(home, models[item.meter], {item.place} if item.place else set())
+        known = (item.state, item.stage, item.since, item.attempts, item.tried, item.answer, item.hint)
+        association = names[item.place] if item.place else None
+        rows.append(dict(zip(columns, (item.meter, association, *known), strict=True)))
+    show(rows, columns)
 
 
 @app.command(name="show")

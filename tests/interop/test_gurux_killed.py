@@ -98,6 +98,11 @@ def test_the_commands_say_in_doubt_with_exit_code_7_and_a_second_renewal_is_refu
     refused = station.realm.cli("factory", "renew", INJECTED)
     assert refused.returncode == 1
     assert "is not finished: unknown" in refused.stderr
+    (listed,) = station.realm.rows("factory", "meter", "list", "--in-doubt")
+    assert (listed["meter"], listed["state"], listed["stage"]) == (INJECTED, "unknown", "guek+gak+gbek")
+    assert "closed the connection" in listed["answer"]
+    assert (listed["attempts"], listed["tried"], listed["hint"]) == (0, "", f"hsmkm resolve {INJECTED}")
     assert station.realm.rows("factory", "resolve", "--all")[0]["state"] == "active"
+    assert station.realm.rows("factory", "meter", "list", "--in-doubt") == []
     (reading,) = station.realm.rows("factory", "meter", "read", INJECTED, "1.0.1.8.0.255")
     assert reading["value"] in (123_456, "123456")

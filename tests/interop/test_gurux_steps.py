@@ -14,8 +14,9 @@ import pytest
 from hsmkm.errors import HsmkmError, PartlyDoneError, ProtocolError, RefusedError, TransportError
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps import communicate
+from hsmkm.steps.in_doubt import in_doubt
 from hsmkm.steps.inject import inject
-from hsmkm.steps.party import Party
+from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS, InDoubtError, renew
 from hsmkm.steps.resolve import resolve
 from hsmkm.steps.results import Outcome
@@ -206,6 +207,27 @@ def test_nothing_is_lost_on_what_is_no_meter_and_the_provisioned_keys_go_in_late
         outcome = inject(party, NEW, f"127.0.0.1:{station.start(NEW)}")
         assert (outcome.state, outcome.generation) == ("active", 1)
         station.agrees(party, NEW)
+
+
+def test_a_meter_that_cannot_be_resolved_is_listed_with_what_was_tried_and_what_to_do(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSMKM_POLICY_ATTEMPTS_PER_DAY", "5")
+    port = station.start(INJECTED, "--fault", "drop-before")
+    with station.realm.open("factory") as party:
+        station.moved(party, INJECTED, port)
+        (outcome,) = renew(party, [INJECTED], GLOBAL_KEYS)
+        assert outcome.state == "unknown"
+        station.moved(party, INJECTED, station.start(INJECTED, "--state", "", "--gak", "00" * 16))
+        for _ in range(2):
+            with pytest.raises(InDoubtError):
+                resolve(party, INJECTED)
+        with party.store.read() as tx:
+            (doubt,) = in_doubt(tx, 5, utc_now())
+    assert (doubt.meter, doubt.state, doubt.stage, doubt.attempts) == (INJECTED, "unknown", "guek+gak+gbek", 5)
+    assert doubt.tried.split("; ")[0] == "guek 1, gak 1 (2x)"
+    assert "refused" in doubt.answer
+    assert doubt.hint.startswith(f"tried 5 times in 24 hours: hsmkm resolve {INJECTED} after ")
 
 
 def test_a_meter_with_other_keys_refuses_and_stays_as_it_is(station: Station) -> None:
