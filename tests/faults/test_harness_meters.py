@@ -4,16 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import harness_meters
+from tests.faults import harness_meters, harness_relay
 from tests.realm import Realm
 
 pytestmark = pytest.mark.slow
 
+HARNESSES = {"meters": harness_meters.run, "relay": harness_relay.run}
 
-def test_a_sample_of_failing_meters_ends_with_the_keys_the_store_calls_active(
+
+@pytest.mark.parametrize(("name", "sample"), [("meters", 18), ("relay", 9)])
+def test_meters_that_fail_or_are_lied_about_end_with_the_keys_the_store_calls_active(
     realm: Realm,
     gurux_python: Path,  # noqa: ARG001 - it skips where there is no peer
+    name: str,
+    sample: int,
 ) -> None:
-    outcome = harness_meters.run(24, 1, realm)
+    outcome = HARNESSES[name](sample, 1, realm)
     assert not outcome.violations
     assert outcome.passed

@@ -33,9 +33,9 @@ class Relay:
     def serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self.target), 20) as meter:
             actions = 0
-            while request := _frame(client):
+            while request := frame_from(client):
                 meter.sendall(request)
-                answer = _frame(meter)
+                answer = frame_from(meter)
                 if request[HEADER] == GLO_ACTION_REQUEST:
                     actions += 1
                 if request[HEADER] == GLO_ACTION_REQUEST and actions > 1:
@@ -54,7 +54,7 @@ class Relay:
             return b""
 
 
-def _frame(connection: socket.socket) -> bytes:
+def frame_from(connection: socket.socket) -> bytes:
     """Read one wrapper frame; empty where the connection ended."""
     try:
         head = _octets(connection, HEADER)
@@ -77,24 +77,30 @@ def _octets(connection: socket.socket, count: int) -> bytes:
 def relaying(target: int, meddle: Meddle) -> Iterator[Relay]:
     """Listen on a free port of the loopback and relay every connection to the target's port."""
     relay = Relay(target, meddle)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        relay.port = server.getsockname()[1]
-        threading.Thread(target=_accept, args=(server, relay), daemon=True).start()
+    with accepting(relay.serve) as relay.port:
         yield relay
+
+
+@contextmanager
+def accepting(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Listen on a free port of the loopback, give it, and serve every connection in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_accept, args=(server, serve), daemon=True).start()
+        yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
 
 
-def _accept(server: socket.socket, relay: Relay) -> None:
+def _accept(server: socket.socket, serve: Callable[[socket.socket], None]) -> None:
     while True:
         try:
             client, _ = server.accept()
         except OSError:
             return
-        threading.Thread(target=_serve, args=(relay, client), daemon=True).start()
+        threading.Thread(target=_serve, args=(serve, client), daemon=True).start()
 
 
-def _serve(relay: Relay, client: socket.socket) -> None:
+def _serve(serve: Callable[[socket.socket], None], client: socket.socket) -> None:
     try:
-        relay.serve(client)
+        serve(client)
     except OSError:
         client.close()
