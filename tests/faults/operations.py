@@ -7,14 +7,18 @@ as a person would: what is in doubt is resolved, then the command is given once 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hsmkm.errors import HsmkmError, PartlyDoneError
+from hsmkm.errors import HsmkmError, PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.pki.certificates import read_certificates
 from hsmkm.steps.agree import renew_by_agreement
@@ -32,13 +36,19 @@ from hsmkm.steps.results import Outcome
 from hsmkm.store import certificates, key_sets, meters, packages
 from hsmkm.store.key_set import KeyState
 from hsmkm.store.packages import Direction
-from hsmkm.token.types import Use
+from hsmkm.token.types import KeyRole, Use
 from tests.field import energy
 from tests.realm import ACTOR, title_of
 
 FLEET = (1, 2)
 METER = title_of(1)
 ENERGY = 123_456
+RENEWALS = 25
+"""Of so many turns at a meter, one renews its keys."""
+
+BREATH = 0.02
+"""Seconds between two turns, in which another may take the meter's lease."""
+
 RESOLUTIONS = 6
 """How often a person tries to resolve a meter before it counts as lost."""
 
@@ -296,6 +306,28 @@ def _issued(party: Party, place: Place) -> Iterator[str]:
             yield "orphan: a certificate without a row"
     yield from (f"orphan: file {path.name}" for path in Path(place.folder, "issued").glob(".*"))
 
+
+def _talk(party: Party, place: Place) -> None:
+    """Read and renew the meter for ever, beside others that do the same; what is in doubt is resolved first."""
+    del place
+    for turn in itertools.count(os.getpid()):
+        with suppress(RefusedError, PartlyDoneError):  # another has the meter's lease, or left it in doubt
+            if unfinished(party):
+                resolve(party, METER)
+            elif turn % RENEWALS == 0:
+                done(renew(party, [METER], (KeyRole.GUEK, KeyRole.GAK)))
+            else:
+                energy(party, FLEET[0])
+        time.sleep(BREATH)
+
+
+def _settle(party: Party, place: Place) -> None:
+    resolved(party)
+    del place
+
+
+TALK = Operation("utility", "", _talk, _settle, reads, speaks=True)
+"""What the workers of the counter harness do; no injection ends it but a kill."""
 
 OPERATIONS = {
     "provision": Operation("factory", "ordered", _provision, _provision, _all_provisioned),

@@ -18,7 +18,7 @@ from typing import Any, Self, TextIO
 
 from hsmkm.token import workers
 from tests.faults import broken
-from tests.faults.operations import OPERATIONS, Answer, Place
+from tests.faults.operations import OPERATIONS, TALK, Answer, Place
 
 LET_GO = 4242
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -130,7 +130,7 @@ def _be_the_fork(request: Request, writing: int) -> None:
     try:
         if request.broken:
             broken.VARIANTS[request.broken]()
-        operation = OPERATIONS[request.operation]
+        operation = (OPERATIONS | {"talk": TALK})[request.operation]
         answer = operation.run(request.place, request.verb)
     except Exception as error:  # noqa: BLE001 - it is told as a worker tells it to its owner
         told = workers._portable(error)

@@ -7,6 +7,7 @@ HLS 5) with nothing of hsmkm.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -62,11 +63,12 @@ def uses(title: bytes, streams: Iterable[bytes], held: Iterable[bytes]) -> tuple
     """List every use of a key that a client of this system title made, and count the APDUs that no key opens."""
     waiting = [apdu for stream in streams for apdu in protected(stream)]
     keys, found = set(held), list[Use]()
+    usual: list[tuple[bytes, bytes]] = []
     while True:
         left = []
         before = len(keys)
         for apdu in waiting:
-            opened = _opened(title, apdu, keys)
+            opened = _opened(title, apdu, keys, usual)
             if opened is None:
                 left.append(apdu)
                 continue
@@ -118,12 +120,17 @@ def _element(octets: bytes) -> tuple[int, bytes, bytes]:
     return octets[0], octets[start : start + length], octets[start + length :]
 
 
-def _opened(title: bytes, apdu: Protected, keys: set[bytes]) -> tuple[bytes, bytes] | None:
-    for key in keys:
-        for authentication in keys:
-            plain = apdu.opened(title, key, authentication)
-            if plain is not None:
-                return key, plain
+def _opened(
+    title: bytes, apdu: Protected, keys: set[bytes], usual: list[tuple[bytes, bytes]]
+) -> tuple[bytes, bytes] | None:
+    """Find the key and the plaintext; the pairs that opened something lately are tried first."""
+    for pair in itertools.chain(list(usual), itertools.product(keys, keys)):
+        plain = apdu.opened(title, *pair)
+        if plain is not None:
+            if pair in usual:
+                usual.remove(pair)
+            usual.insert(0, pair)
+            return pair[0], plain
     return None
 
 
