@@ -62,6 +62,9 @@ REPLY_TO_HLS = MethodRef(15, LogicalName(bytes([0, 0, 40, 0, 0, 255])), 1)
 LARGEST_VALUE = 1 << 20
 """Octets that a value in blocks may have; a meter that sends more is refused."""
 
+MOST_BLOCKS = LARGEST_VALUE // 64
+"""Blocks that a value may come in: each costs a value of our counter, and no meter needs blocks of a few octets."""
+
 LARGEST_HEADER = 5 * (1 + 8)
 LARGEST_KEY_INFO = 4 + 3 + 2 * 96
 LARGEST_SIGNATURE = 1 + 3 + 2 + 96
@@ -376,6 +379,8 @@ class Association:
             raise ProtocolError("a block came out of order, or the value is too large")
         if not block.raw and not block.last:
             raise ProtocolError("a block is empty")
+        if self._block_number > MOST_BLOCKS:
+            raise ProtocolError(f"a value comes in more than {MOST_BLOCKS} blocks")
         self._blocks += block.raw
         if block.last:
             return self._outcome(State.GETTING, xdlms.SUCCESS, axdr.decode(bytes(self._blocks)))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 from hsmkm.dlms.association import Association
 from hsmkm.dlms.axdr import Data
 from hsmkm.dlms.events import Associated, Event, Forwarded, Refused, Released, Result, Send
 from hsmkm.dlms.types import AttributeRef, MethodRef
-from hsmkm.errors import ProtocolError, RefusedError
+from hsmkm.errors import ProtocolError, RefusedError, TransportError
 from hsmkm.link.tcp import ApduLink
+
+VALUE_SECONDS = 1800.0
+"""How long one value may take in all its blocks; a megabyte over the slowest line takes half of it."""
 
 
 class MeterRefusedError(RefusedError):
@@ -72,7 +77,10 @@ class Client:
 
     def _drive(self, request: bytes) -> Event:
         event: Event = Send(request)
+        deadline = time.monotonic() + VALUE_SECONDS
         while isinstance(event, Send):
+            if time.monotonic() > deadline:
+                raise TransportError(f"the meter has not given its whole answer within {VALUE_SECONDS:g} s")
             event = self._association.receive(self._exchange(event.apdu))
         if isinstance(event, Refused):
             raise MeterRefusedError(event)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.dlms import acse, axdr, ciphering, security_setup
-from hsmkm.dlms.association import Association, State
+from hsmkm.dlms.association import MOST_BLOCKS, Association, State
 from hsmkm.dlms.events import Associated, Event, RefusalKind, Refused, Released, Result, Send
 from hsmkm.dlms.settings import AssociationSettings, public
 from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, Mechanism, MethodRef, SecuritySuite, SystemTitle
@@ -260,6 +260,16 @@ def test_a_meter_cannot_send_blocks_without_end() -> None:
         assert isinstance(pair.association.receive(block.encode()), Send)
     with pytest.raises(ProtocolError, match="too large"):
         pair.association.receive(GetBlock(1, last=False, number=18, error=0, raw=bytes(60_000)).encode())
+
+
+def test_a_meter_cannot_send_its_value_in_crumbs() -> None:
+    pair = Pair(public())
+    pair.associate()
+    pair.association.get(LONG_VALUE)
+    for number in range(1, MOST_BLOCKS + 1):
+        assert isinstance(pair.association.receive(GetBlock(1, False, number, 0, b"\0").encode()), Send)
+    with pytest.raises(ProtocolError, match=f"more than {MOST_BLOCKS} blocks"):
+        pair.association.receive(GetBlock(1, False, MOST_BLOCKS + 1, 0, b"\0").encode())
 
 
 def test_a_request_larger_than_the_meter_takes_is_not_sent(pair: Pair) -> None:

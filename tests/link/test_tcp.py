@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +13,19 @@ import pytest
 from hsmkm.dlms.association import Association
 from hsmkm.dlms.events import RefusalKind, Refused
 from hsmkm.dlms.settings import public
-from hsmkm.dlms.types import AttributeRef, LogicalName
+from hsmkm.dlms.types import AttributeRef, KeyId, LogicalName, SecuritySuite, SystemTitle
+from hsmkm.dlms.xdlms import GetBlock
 from hsmkm.errors import ProtocolError, TransportError
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.link.tcp import TcpLink
 from hsmkm.link.wrapper import Frame
+from hsmkm.simulator.meter import Meter
+from hsmkm.simulator.session import Session
+from hsmkm.simulator.state import MeterState
 
 REQUEST = b"\xc0\x01"
+METER = SystemTitle.parse("4D4D4D0000BC614E")
+ENERGY = AttributeRef(3, LogicalName.parse("1.0.1.8.0.255"), 2)
 
 
 @contextmanager
@@ -42,6 +50,26 @@ def answering(*answers: bytes) -> Iterator[int]:
 
 
 @contextmanager
+def dripping(octets: bytes, pause: float) -> Iterator[tuple[int, bytearray]]:
+    """A peer that sends one octet after the other, with a pause before each; gives what has gone."""
+    gone = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def converse() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                for octet in octets:
+                    time.sleep(pause)
+                    connection.sendall(bytes([octet]))
+                    gone.append(octet)
+
+        thread = threading.Thread(target=converse)
+        thread.start()
+        yield server.getsockname()[1], gone
+    thread.join(30)
+
+
+@contextmanager
 def silent() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
@@ -62,6 +90,35 @@ def test_a_peer_that_is_not_there_is_named() -> None:
 def test_silence_ends_with_the_timeout() -> None:
     with silent() as port, TcpLink("127.0.0.1", port, 0.05) as link, pytest.raises(TransportError, match="no answer"):
         link.exchange(REQUEST, 16, 1)
+
+
+def test_an_answer_that_drips_in_ends_with_the_timeout_of_the_whole() -> None:
+    frame = Frame(1, 16, bytes(2_000)).encode()
+    with dripping(frame, 0.01) as (port, gone), TcpLink("127.0.0.1", port, 0.2) as link:
+        with pytest.raises(TransportError, match="no answer"):
+            link.exchange(REQUEST, 16, 1)
+        assert len(gone) < len(frame)
+
+
+def test_a_value_whose_blocks_come_slowly_ends_with_the_time_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """A meter that answers each request for a block, in time for each."""
+
+        def exchange(self, apdu: bytes, _client_sap: int, _server_sap: int) -> bytes:
+            if apdu[0] == 0x60:
+                session = Session(Meter(MeterState(METER, SecuritySuite.SUITE_0, dict.fromkeys(KeyId, bytes(16)))))
+                return session.receive(apdu, 16)
+            time.sleep(0.02)
+            number = int.from_bytes(apdu[3:7], "big") + 1 if apdu[1] == 2 else 1
+            return GetBlock(1, last=False, number=number, error=0, raw=b"\x09").encode()
+
+        def send(self, apdu: bytes, client_sap: int, server_sap: int) -> None: ...
+
+    monkeypatch.setattr("hsmkm.link.client.VALUE_SECONDS", 0.1)
+    client = Client(Slow(), Association(public()))
+    client.associate()
+    with pytest.raises(TransportError, match="whole answer within"):
+        client.get(ENERGY)
 
 
 def test_a_closed_connection_is_reported() -> None:
