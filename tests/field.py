@@ -47,7 +47,7 @@ def deliver_meters(realm: Realm, fleet: Mapping[int, int] | None = None) -> None
     folder = realm.folder / "meters"
     folder.mkdir()
     for serial, suite in suites.items():
-        save_to(state_path(realm, serial))(_with_initial_keys(realm, serial, suite))
+        save_to(state_path(realm, serial))(with_initial_keys(realm, serial, suite))
     paths = [state_path(realm, serial) for serial in suites]
     with serving([Meter(load(path), save=save_to(path)) for path in paths]) as ports, realm.open("factory") as party:
         provision(party, realm.mixed_order(suites), "line")
@@ -64,7 +64,7 @@ def state_path(realm: Realm, serial: int) -> Path:
     return realm.folder / "meters" / f"{title_of(serial)}.json"
 
 
-def _with_initial_keys(realm: Realm, serial: int, suite: int) -> MeterState:
+def with_initial_keys(realm: Realm, serial: int, suite: int) -> MeterState:
     keys = {KeyId[name.upper()]: value for name, value in realm.initial_keys(suite).items()}
     return MeterState(SystemTitle.parse(title_of(serial)), SecuritySuite(suite), keys)
 
