@@ -234,7 +234,7 @@ class ConcentratorSettings:
 
 def _listen_faults(listen: str) -> list[tuple[str, str]]:
     host, _, port = listen.rpartition(":")
-    if host and port.isdecimal() and int(port) <= 65535:  # noqa: PLR2004 - TCP ports
+    if host and _WHOLE.fullmatch(port) and 0 <= int(port) <= 65535:  # noqa: PLR2004 - TCP ports
         return []
     return [("listen", f"{listen!r} is not host:port")]
 
@@ -273,7 +273,10 @@ class _Reader:
         self.checks: list[tuple[str, Callable[[], list[tuple[str, str]]]]] = []
         try:
             self.table: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number without end and a list in a list are not told as TOML's
             place = re.search(r"line (\d+), column (\d+)", str(error))
             line, column = (int(place[1]), int(place[2])) if place else (0, 0)
             raise InputError(f"{source} is not TOML", [Fault(source, line, column, str(error))]) from error
@@ -397,16 +400,19 @@ def _convert(raw: object, kind: object) -> object | None:
     return None
 
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+
+
 def _from_environment(text: str, kind: object) -> object:
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind is int:
-        return int(text) if re.fullmatch(r"-?\d+", text) else text
+        return int(text) if _WHOLE.fullmatch(text) else text
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind == tuple[int, ...]:
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        return tuple(int(part) if part.isdecimal() else part for part in parts)
+        return tuple(int(part) if _WHOLE.fullmatch(part) else part for part in parts)
     return text
 
 

@@ -53,6 +53,19 @@ def test_a_file_that_is_not_toml_is_named_with_line_and_column(tmp_path: Path) -
     assert caught.value.faults[0].line == 5
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 3000, "a = " + "9" * 5000], ids=["nested", "a number without end"])
+def test_what_the_parser_of_toml_dies_of_is_named_as_a_fault(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="is not TOML"):
+        load_settings(write(tmp_path, text), {})
+
+
+def test_a_number_without_end_in_the_environment_is_a_fault(tmp_path: Path) -> None:
+    environment = {"HSMKM_DLMS_TIMEOUT_SECONDS": "9" * 5000, "HSMKM_PARTY_SUITES": "9" * 5000}
+    with pytest.raises(InputError) as caught:
+        load_settings(write(tmp_path, GOOD), environment)
+    assert len(caught.value.faults) == 2
+
+
 def test_a_home_without_settings_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_settings(tmp_path)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hsmkm.concentrator.reader import Round
@@ -87,7 +87,7 @@ def load(home: Path) -> dict[str, object]:
         told = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", hint="start it: hsmkm concentrator run") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON", hint="it is written anew by: hsmkm concentrator run") from error
     if not isinstance(told, dict):
         raise InputError(f"{path} is not what a concentrator writes", hint="hsmkm concentrator run writes it anew")
@@ -116,6 +116,15 @@ def findings(told: dict[str, object], now: datetime) -> list[Finding]:
 
 def _timely(check: str, last: object, every: object, now: datetime, error: str) -> Finding:
     seconds = max(MISSED * every, LEAST_SECONDS) if isinstance(every, int | float) else LEAST_SECONDS
-    moment = datetime.fromisoformat(last) if isinstance(last, str) and last else None
-    ok = moment is not None and now - moment <= timedelta(seconds=seconds) and not error
+    moment = _moment(last)
+    ok = moment is not None and (now - moment).total_seconds() <= seconds and not error
     return Finding(check, ok, f"last at {last}" if ok else f"last at {last or 'no time'}; {error or 'overdue'}")
+
+
+def _moment(text: object) -> datetime | None:
+    """Read a moment as `_now` writes it; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo else None

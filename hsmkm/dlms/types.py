@@ -146,11 +146,18 @@ class LogicalName:
 
 @dataclass(frozen=True, order=True, slots=True)
 class AttributeRef:
-    """One attribute of one object: Cosem-Attribute-Descriptor."""
+    """One attribute of one object: Cosem-Attribute-Descriptor.
+
+    Raises InputError for a class of more than two octets, and an attribute of more than one.
+    """
 
     class_id: int
     logical_name: LogicalName
     attribute: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.class_id <= 0xFFFF and 0 <= self.attribute <= 0xFF):  # noqa: PLR2004 - two octets, and one
+            raise InputError("a class is at most 65535, and an attribute at most 255")
 
     def __str__(self) -> str:
         return f"{self.class_id}/{self.logical_name}/{self.attribute}"
@@ -158,11 +165,10 @@ class AttributeRef:
     @classmethod
     def parse(cls, text: str) -> AttributeRef:
         """Read what `str` writes; raises InputError."""
-        class_id, _, rest = text.partition("/")
-        name, _, attribute = rest.partition("/")
-        if not class_id.isdecimal() or not attribute.isdecimal():
-            raise InputError(f"{text!r} names no attribute", hint="class/logical name/attribute")
-        return cls(int(class_id), LogicalName.parse(name), int(attribute))
+        match = re.fullmatch(r"([0-9]{1,5})/([0-9.]+)/([0-9]{1,3})", text, re.ASCII)
+        if match is None:
+            raise InputError(f"{text[:40]!r} names no attribute", hint="class/logical name/attribute")
+        return cls(int(match[1]), LogicalName.parse(match[2]), int(match[3]))
 
 
 @dataclass(frozen=True, order=True, slots=True)

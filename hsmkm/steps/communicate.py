@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import socket
 from collections import deque
@@ -47,6 +48,7 @@ ENDED = ("Z", "X")
 
 DATA_CLASS = 1
 VALUE_ATTRIBUTE = 2
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 Dial = Callable[[], AbstractContextManager[ApduLink]]
 
@@ -181,7 +183,7 @@ def dial(party: Party, meter: Meter) -> Dial:
 def split_address(address: str, owner: str) -> tuple[str, int]:
     """Read host:port; InputError names the owner."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP ports
+    if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:  # noqa: PLR2004 - TCP ports
         raise InputError(f"{owner} has no usable address: {address!r}", hint="give it as host:port")
     return host.strip("[]"), int(port)
 
@@ -189,7 +191,7 @@ def split_address(address: str, owner: str) -> tuple[str, int]:
 def split_listen(address: str) -> tuple[str, int]:
     """Read host:port to listen on; port 0 takes a free one."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - TCP ports
+    if not host or not _PORT.fullmatch(port) or int(port) > 65535:  # noqa: PLR2004 - TCP ports
         raise InputError(f"{address!r} is not an address to listen on", hint="give it as host:port")
     return host.strip("[]"), int(port)
 

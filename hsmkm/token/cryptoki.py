@@ -35,7 +35,6 @@ _USER_STATES = frozenset({1, 3})  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 _MAX_SLOTS = 1024
 _MAX_ANSWER = 1024
 _MAX_ATTRIBUTE = 1024
-_UNAVAILABLE: int = int(ffi.cast("CK_ULONG", -1))
 _CKD_NULL = 1
 
 _loaded: dict[str, Module] = {}
@@ -90,7 +89,7 @@ class Module:
         found = ffi.new("CK_ULONG[]", _MAX_SLOTS)
         count = ffi.new("CK_ULONG *", _MAX_SLOTS)
         self.call("C_GetSlotList", 1, found, count)
-        return [int(slot) for slot in found[0 : count[0]]]
+        return [int(slot) for slot in found[0 : _believed(count, _MAX_SLOTS, "C_GetSlotList")]]
 
     def token(self, slot: int) -> tuple[TokenUri, bool]:
         """Describe the token of a slot, and tell whether it is initialised."""
@@ -245,7 +244,7 @@ class Session:
         return [
             attribute.name
             for item, space, (attribute, value) in zip(items, memory, expected.items(), strict=True)
-            if item.ulValueLen == _UNAVAILABLE or bytes(ffi.buffer(space, item.ulValueLen)) != value
+            if item.ulValueLen != len(value) or bytes(ffi.buffer(space, len(value))) != value
         ]
 
     def wrap(self, mechanism: int, under: int, key: int) -> bytes:
@@ -254,7 +253,7 @@ class Session:
         code = self._wrap(self._session, self._mechanism(mechanism), under, key, self._answer, self._length)
         if code:
             raise ckr.error(code, "C_WrapKey")
-        return self._answer_view[0 : self._length[0]]  # type: ignore[no-any-return]
+        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_WrapKey")]  # type: ignore[no-any-return]
 
     def unwrap(self, mechanism: int, under: int, wrapped: bytes, template: Template) -> int:
         """Unwrap a key; IntegrityError if the octets do not unwrap under this key."""
@@ -278,7 +277,7 @@ class Session:
         code = self._sign(self._session, data, len(data), self._answer, self._length)
         if code:
             raise ckr.error(code, "C_Sign")
-        return self._answer_view[0 : self._length[0]]  # type: ignore[no-any-return]
+        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_Sign")]  # type: ignore[no-any-return]
 
     def encrypt(self, mechanism: Any, key: int, data: bytes, out: Any, room: int) -> int:  # noqa: ANN401 - C memory
         """Encrypt with a mechanism structure of the caller's into its memory; the length of the answer in octets."""
@@ -289,7 +288,7 @@ class Session:
         code = self._encrypt(self._session, data, len(data), out, self._length)
         if code:
             raise ckr.error(code, "C_Encrypt")
-        return int(self._length[0])
+        return _believed(self._length, room, "C_Encrypt")
 
     def decrypt(self, mechanism: Any, key: int, data: bytes, out: Any, room: int) -> int:  # noqa: ANN401 - C memory
         """Decrypt like encrypt(); IntegrityError if the tag is wrong."""
@@ -303,7 +302,7 @@ class Session:
                 break
         if code:
             raise self._blame(code, "C_Decrypt", self._altered.decrypt, "the authentication tag is wrong")
-        return int(self._length[0])
+        return _believed(self._length, room, "C_Decrypt")
 
     def derive_ecdh(
         self, mechanism: int, private: int, point: bytes, template: Template, kdf: int = _CKD_NULL, shared: bytes = b""
@@ -376,6 +375,14 @@ class Session:
         if code in altered and (code not in ckr.GONE or self.alive()):
             return ckr.integrity_error(code, operation, what)
         return ckr.error(code, operation)
+
+
+def _believed(length: Any, room: int, operation: str) -> int:  # noqa: ANN401 - a C number
+    """Give the length that the module told; TokenRefusedError if its answer cannot be that long."""
+    told = int(length[0])
+    if told > room:
+        raise TokenRefusedError(f"{operation} told of {told} octets or entries where there is room for {room}")
+    return told
 
 
 def _padded(field: Any) -> str:  # noqa: ANN401 - a C array

@@ -96,7 +96,10 @@ class CipherKey:
         self._mechanism.ulParameterLen = ffi.sizeof("CK_GCM_PARAMS")
         self._open = True
         self._aad: Any = ffi.new("unsigned char[]", 1 + gak.octets)
-        session.cryptoki.read_into(gak.number(), Attribute.VALUE, self._aad + 1, gak.octets)
+        told = session.cryptoki.read_into(gak.number(), Attribute.VALUE, self._aad + 1, gak.octets)
+        if told != gak.octets:  # what is missing would be zeros, and authenticate nothing
+            wipe(self._aad)
+            raise IntegrityError(f"the token shows {told} octets of a GAK of {gak.octets}")
         self._make_room(_FIRST_ROOM)
 
     def _make_room(self, octets: int) -> None:
@@ -181,6 +184,8 @@ class CipherKey:
 
     def _decrypt(self, data: bytes) -> bytes:
         length = self._cryptoki.decrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
+        if length != len(data) - TAG_OCTETS:  # more of it would be of an earlier APDU
+            raise IntegrityError(f"the token answered {length} octets for {len(data)} with a tag")
         return self._out_view[0:length]  # type: ignore[no-any-return]
 
     def close(self) -> None:

@@ -177,11 +177,11 @@ def parse_profile(text: str) -> Profile:
     try:
         values = tomllib.loads(text)
         return _profile(values)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"the token profile is not TOML: {error}") from error
     except KeyError as error:
         raise InputError(f"the token profile lacks {error.args[0]}") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError("the token profile holds a value of the wrong type, or a name that is not known") from error
 
 
