@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli import life
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.cli.outcomes import raise_failed, show_outcomes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from hsmkm.steps import renew as renew_step
     from hsmkm.steps import renew_certificates as renewal
     from hsmkm.steps.party import Party
-    from hsmkm.store import key_sets, meters, renewals
+    from hsmkm.store import key_sets, key_states, meters, renewals, urgent
     from hsmkm.store.renewals import Renewal
 else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
@@ -39,9 +40,12 @@ else:
     enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
         "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
-    key_sets, meters, renewals = deferred("hsmkm.store", "key_sets", "meters", "renewals")
+    key_sets, key_states, meters, renewals, urgent = deferred(
+        "hsmkm.store", "key_sets", "key_states", "meters", "renewals", "urgent"
+    )
 
 app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
+app.add_typer(life.app)
 
 
 @app.command()
@@ -318,8 +322,8 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     """Show a meter's generations and renewals.
 
     Key generations come with their states, renewals with what was tried and, where a lost answer may have locked the
-    meter, with the way back; where the meter has several associations, with the one they are of. Suspicious answers
-    that were refused are counted by kind.
+    meter, with the way back; where the meter has several associations, with the one they are of. What waits for an
+    urgent renewal is named with its reason; suspicious answers that were refused are counted by kind.
     """
     home = frame().home
     with party.open_listing(home) as store, store.read() as tx:
@@ -327,8 +331,11 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         sets = key_sets.for_meter(tx, found.system_title)
         history = renewals.listing(tx, found.system_title)
         refused = suspicions.of_meter(tx, found.title)
+        asked = urgent.of_meter(tx, found.system_title)
+        destroyed = key_states.destroyed(tx, found.system_title)
     places = {(item.ref.security_setup, item.ref.client) for item, _ in sets}
-    places |= {(item.security_setup, item.client) for item in history}
+    places |= {item.place for item in history} | {item.place for item in asked}
+    places |= {(ref.security_setup, ref.client) for ref in destroyed}
     names = _association_names(home, found.model, places)
     rows: list[dict[str, object]] = [
         {
@@ -341,6 +348,26 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for key_set, state in sets
     ]
     rows += [
+        {
+            "association": names[ref.security_setup, ref.client],
+            "kind": "key set",
+            "number": ref.generation,
+            "state": "destroyed",
+            "detail": "",
+        }
+        for ref in destroyed
+    ]
+    rows += [
+        {
+            "association": names[item.place],
+            "kind": "urgent",
+            "number": None,
+            "state": "waiting",
+            "detail": f"{' '.join(role.value for role in item.roles)}: {item.reason}",
+        }
+        for item in asked
+    ]
+    rows += [
         row for item in history for row in _renewal_rows(item, names[item.security_setup, item.client], found.title)
     ]
     rows += [
@@ -348,6 +375,8 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
         for item in refused
     ]
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
+    if found.state:
+        talk(f"{found.title} is {found.state}")
     several = ("association",) if len(places) > 1 else ()
     show(rows, (*several, "kind", "number", "state", "detail"))
 

@@ -72,7 +72,7 @@ def renew(
         _renew_urgently(alone=not (meters or file or keys or association))
         return
     roles = _roles(keys) if keys else BY_DEFAULT[by]
-    names = _names(meters, file)
+    names = meter_names(meters, file)
     with party_worker() as worker:
         outcomes = worker.call(_renew, names, roles, by, association, prove_refusal)
     show_outcomes(outcomes)
@@ -101,7 +101,7 @@ def resolve(
     Finds out what the meters hold, and goes on with fresh keys.
     """
     with party_worker() as worker:
-        names = worker.call(resolve_step.unfinished) if every else _names(meters, None)
+        names = worker.call(resolve_step.unfinished) if every else meter_names(meters, None)
         outcomes = worker.call(_resolve, names, association, not no_renew)
     show_outcomes(outcomes)
 
@@ -130,7 +130,8 @@ def _roles(text: str) -> tuple[MeterRole, ...]:
         raise InputError(f"unknown key in {text!r}", hint=hint) from error
 
 
-def _names(meters: Sequence[str] | None, file: Path | None) -> list[str]:
+def meter_names(meters: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Name the meters of a command line and of a list, each once; InputError where there is none."""
     names = list(meters or ())
     if file is not None:
         names += [line.strip() for line in read_lines(file) if line.strip()]

@@ -36,6 +36,7 @@ from hsmkm.steps.attempts import note_refusal
 from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter
 from hsmkm.steps.credentials import CertifiedKey, Pair, TokenSigningKey, meter_key, policy_of, refuse_unproved
 from hsmkm.steps.distribute import activate
+from hsmkm.steps.into_force import refuse_part
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     RECEIPT_SECONDS,
@@ -64,6 +65,9 @@ from hsmkm.token.types import KeyRole, MeterRole
 
 KEY_AGREEMENT = "key-agreement"
 """The stage of such a renewal, and the action of its intent."""
+
+MAY_BE_HELD = (KeyState.PRE_ACTIVE, KeyState.COMPROMISED)
+"""States of a generation that an agreement made and that a meter may be under, known to others or not."""
 
 NOT_AGREED_ON = {
     KeyRole.GAK: "every APDU of the way back from a lost answer is authenticated with it",
@@ -153,6 +157,7 @@ def refuse_unagreeable(model: MeterModel, roles: tuple[MeterRole, ...]) -> None:
 
 def agree(speaking: Conversation, current: KeySet, *, prove_refusal: bool = False, wait: int) -> Outcome:
     """Agree on a fresh GUEK and prove it; a failure after the first octet leaves the renewal unknown."""
+    refuse_part(speaking.party, current, (KeyRole.GUEK,))
     terms = Terms.of(speaking, current)
     with speaking.party.store.begin("renewal-prepare", speaking.meter.title, {"roles": [KeyRole.GUEK.value]}) as tx:
         number = renewals.create(tx, current.ref, current.ref.generation, (KeyRole.GUEK,), KEY_AGREEMENT)
@@ -270,7 +275,7 @@ def candidates_of(work: Work) -> list[KeySet]:
         first = [int(str(item.detail["from"])) for item in begun if item.detail["renewal"] == work.renewal.id]
         held = key_sets.generations(tx, place.system_title, place.security_setup, place.client)
         found = [key_sets.get(tx, replace(place, generation=item)) for item in held if first and item >= min(first)]
-        found = [item for item in found if key_states.state(tx, item.ref) is KeyState.PRE_ACTIVE]
+        found = [item for item in found if key_states.state(tx, item.ref) in MAY_BE_HELD]
     return sorted(found, key=lambda item: item.ref.generation != work.renewal.to_generation)
 
 

@@ -24,8 +24,8 @@ from hsmkm.errors import HsmkmError, IntegrityError, ProtocolError, RefusedError
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.steps.communicate import Conversation, associated, conversation, find_meter
 from hsmkm.steps.credentials import Pair, proves_keys
+from hsmkm.steps.follow import put_in_force
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.steps.receive import put_in_force
 from hsmkm.steps.renew import meter_answers
 from hsmkm.steps.results import Reading
 from hsmkm.store import intents, key_sets, key_states, meters
@@ -65,13 +65,13 @@ class Candidate:
 
 
 def meter_titles(party: Party) -> list[bytes]:
-    """Name every meter of ours by system title (8 octets each), in their order."""
+    """Name every meter of ours that is to be read by system title (8 octets each), in their order."""
     found: list[bytes] = []
     after = b""
     while True:
         with party.store.read() as tx:
             page = meters.listing(tx, after=after, limit=PAGE)
-        found += [item.system_title for item in page]
+        found += [item.system_title for item in page if item.at_rest is None]
         if len(page) < PAGE:
             return found
         after = page[-1].system_title

@@ -33,9 +33,10 @@ from hsmkm.meter_model import MeterModel
 from hsmkm.steps.credentials import Credentials, Pair, credentials, policy_of, proves_keys
 from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general_keys
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.resting import refuse_resting
 from hsmkm.steps.results import Reading
 from hsmkm.steps.suspicions import refusals_recorded
-from hsmkm.store import counters, key_sets, leases, meters, models, parties
+from hsmkm.store import counters, in_force, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
 from hsmkm.store.meters import Meter
@@ -133,6 +134,7 @@ def _leased(
     party: Party, meter: Meter, every: tuple[MeterModel, ...], first: tuple[int, int], reach: Dial | None = None
 ) -> Iterator[tuple[Conversation, ...]]:
     with party.store.count() as tx:
+        refuse_resting(meters.require(tx, meter.system_title))
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
     try:
         reached = reach or dial(party, meter)
@@ -168,6 +170,7 @@ def _started(number: int) -> str:
 
 def dial(party: Party, meter: Meter) -> Dial:
     """Give what opens a link to the meter: through its concentrator over TLS, or straight by its address."""
+    refuse_resting(meter)
     timeout = party.settings.dlms.timeout_seconds
     if meter.concentrator:
         with party.store.read() as tx:
@@ -409,6 +412,10 @@ def active_key_set(party: Party, meter: Meter, model: MeterModel) -> KeySet:
     """Give the verified key set that is in force; RefusedError where none is."""
     with party.store.read() as tx:
         found = key_sets.active(tx, meter.system_title, *model.place)
+        lost = found is None and in_force.compromised(tx, meter.system_title, *model.place) is not None
+    if lost:
+        hint = "they carry nothing but the key_transfer that replaces them: hsmkm renew --urgent"
+        raise RefusedError(f"the keys of meter {meter.title} are compromised", hint=hint)
     if found is None:
         title = meter.system_title.hex().upper()
         where = f" in association {model.association_name}" if model.others else ""

@@ -73,8 +73,18 @@ def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient)
     return new_header(purpose, sequence, sender.peer, to.peer, utc_now(), lifetime)
 
 
-def send(party: Party, purpose: Purpose, to: str, content: Sequence[Outgoing]) -> Sent:
-    """Build a package for a registered party, record it and write it to HOME/packages.
+def _nothing_else(_tx: Transaction) -> None:
+    """Record the package alone."""
+
+
+def send(
+    party: Party,
+    purpose: Purpose,
+    to: str,
+    content: Sequence[Outgoing],
+    also: Callable[[Transaction], None] = _nothing_else,
+) -> Sent:
+    """Build a package for a registered party, record it, together with `also`, and write it to HOME/packages.
 
     One meter of suite 2 in it takes the keys of both parties on P-384; all else goes on P-256.
     """
@@ -83,7 +93,7 @@ def send(party: Party, purpose: Purpose, to: str, content: Sequence[Outgoing]) -
         sender, receiver = signatory(party, curve), recipient(party, to, curve)
         header = header_for(party, purpose, sender, receiver)
         package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
-        return record(party, package, lambda _tx: None)
+        return record(party, package, also)
 
 
 @contextmanager
@@ -228,14 +238,21 @@ def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> lis
 
 def _exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] | str:
     """Give a meter's key sets in force, one for each association that has any, or say why it is not given."""
+    if meter.at_rest is not None:
+        return f"meter {meter.title}: it is {meter.at_rest}"
     if renewals.unfinished(tx, meter.system_title):
         return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
     found: dict[tuple[int, int], tuple[KeySet, KeyState]] = {}
+    lost: set[tuple[int, int]] = set()
     for key_set, state in key_sets.for_meter(tx, meter.system_title):
         place = key_set.ref.security_setup, key_set.ref.client
+        if state is KeyState.COMPROMISED:
+            lost.add(place)
         in_force = found[place][1] is KeyState.ACTIVE if place in found else False
         if state is KeyState.ACTIVE or (state is KeyState.PRE_ACTIVE and not in_force):
             found[place] = key_set, state
+    if any(place not in found or found[place][1] is not KeyState.ACTIVE for place in lost):
+        return f"meter {meter.title}: its keys are compromised, hsmkm renew --urgent replaces them"
     if not found:
         return f"meter {meter.title}: there are no keys in force"
     initial = models.initial_identities(tx, meter.model)

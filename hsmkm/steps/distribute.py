@@ -22,7 +22,7 @@ from hsmkm.steps.deliver import ACCEPTED, SENT, send, sent_of, with_certificates
 from hsmkm.steps.group_members import group_name
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Sent
-from hsmkm.store import holders, intents, packages, parties
+from hsmkm.store import holders, intents, key_states, packages, parties
 from hsmkm.store.intents import Intent
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.packages import PackageRecord
@@ -55,9 +55,11 @@ def distribute(party: Party, given: Sequence[Given], state: KeyState) -> list[Se
         told.add(title)
         before = _given_before(speaking, key_set)
         waiting |= {item.id: sent_of(party, item) for item in before if item.state == SENT}
-        with_keys = takes_keys and not before
+        lost = _state(speaking, key_set) is KeyState.COMPROMISED
+        with_keys = takes_keys and not before and not lost
+        said = KeyState.COMPROMISED if lost else state
         group = group_name(party, key_set.ref)
-        item = outgoing(speaking.meter, key_set, state, with_keys=with_keys, group=group, revision=GIVEN)
+        item = outgoing(speaking.meter, key_set, said, with_keys=with_keys, group=group, revision=GIVEN)
         with party.store.read() as tx:
             item = with_certificates(tx, trust_of(party), item) if with_keys else item
         content[speaking.meter.concentrator or ""].append(item)
@@ -84,7 +86,7 @@ def announce(party: Party, given: Sequence[Given], wait: int) -> None:
 def activate(party: Party, given: Sequence[Given], wait: int) -> None:
     """Tell clients that the meters took the generations, with the keys of those that were not known before."""
     content = defaultdict(list)
-    clients = _of_clients(given)
+    clients = [item for item in _of_clients(given) if _state(*item) is KeyState.ACTIVE]
     unknown = [item for item in clients if not _given_before(*item)]
     for speaking, key_set in (item for item in clients if item not in unknown):
         group = group_name(party, key_set.ref)
@@ -95,6 +97,13 @@ def activate(party: Party, given: Sequence[Given], wait: int) -> None:
     for speaking, _ in clients:
         _settle(speaking)
     await_receipts(party, sent, wait)
+
+
+def _state(speaking: Conversation, key_set: KeySet) -> KeyState:
+    with speaking.party.store.read() as tx:
+        if not key_set.ref.generation:
+            return key_set.state
+        return key_states.state(tx, key_set.ref)
 
 
 def owe_activation(tx: Transaction, speaking: Conversation, generation: int) -> None:

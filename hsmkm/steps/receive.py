@@ -15,13 +15,12 @@ from cryptography import x509
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container
-from hsmkm.packages.content import Peer, Purpose
+from hsmkm.packages.content import Peer
 from hsmkm.packages.receipt import receipt_for, sign_receipt
 from hsmkm.packages.receive import (
     AgreementKey,
     Opened,
     PackageRefusedError,
-    Received,
     Receiver,
     open_package,
 )
@@ -31,14 +30,13 @@ from hsmkm.pki.certificates import parse_certificate, public_key, replace_file
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
+from hsmkm.steps.follow import follow
 from hsmkm.steps.group_members import learn
 from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, take_meter_certificate
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
-from hsmkm.store import key_sets, key_states, meters, packages
-from hsmkm.store.key_set import KeySetRef, KeyState
+from hsmkm.store import packages
 from hsmkm.store.packages import Direction, PackageRecord
-from hsmkm.store.store import Transaction
 
 TAKEN = "taken"
 RECEIPTED = "receipted"
@@ -168,40 +166,11 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
         packages.add(tx, record)
         store_opened(tx, opened)
         for item in opened.meters:
-            _follow(tx, item, header.purpose)
+            follow(tx, item, header.purpose)
             learn(tx, opened.sender, item.entry)
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)
     return record
-
-
-def _follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
-    """Take a meter's new address from its AIM, and put the generation in force that the package says is."""
-    entry = item.entry
-    known = meters.require(tx, entry.system_title)
-    if entry.address and entry.address != known.address and purpose is Purpose.DISTRIBUTION:
-        meters.update(tx, replace(known, address=entry.address))
-    ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
-    held = entry.generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
-    if entry.state == KeyState.ACTIVE.value and (held or purpose is Purpose.ACTIVATION):
-        put_in_force(tx, ref)
-
-
-def put_in_force(tx: Transaction, ref: KeySetRef) -> None:
-    """Activate a generation and deactivate those before it; nothing changes where a newer one is in force already.
-
-    Raises RefusedError where there is no such generation.
-    """
-    state = key_states.state(tx, ref)
-    generations = key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
-    others = [replace(ref, generation=generation) for generation in generations if generation != ref.generation]
-    active = [other for other in others if key_states.state(tx, other) is KeyState.ACTIVE]
-    if any(other.generation > ref.generation for other in active):
-        return
-    if state is not KeyState.ACTIVE:
-        key_states.transition(tx, ref, KeyState.ACTIVE)
-    for other in active:
-        key_states.transition(tx, other, KeyState.DEACTIVATED)
 
 
 def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:

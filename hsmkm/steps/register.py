@@ -18,10 +18,11 @@ from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.steps.communicate import Conversation, associated, conversations, find_meter, split_address
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.distribute import Given, await_receipts, distribute
+from hsmkm.steps.notices import leave_concentrator, tell
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, failing, refuse_unfinished, renew
 from hsmkm.steps.results import Outcome
-from hsmkm.store import key_sets, key_states, meters, parties
+from hsmkm.store import in_force, key_sets, key_states, meters, parties
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
 
@@ -82,7 +83,7 @@ def held_key_set(speaking: Conversation) -> KeySet:
     """Give the generation in force, or the one that came with the meter and was never used from here."""
     place = speaking.meter.system_title, *speaking.model.place
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, *place) or key_sets.newest(tx, *place)
+        found = in_force.in_meter(tx, *place) or key_sets.newest(tx, *place)
     if found is None:
         where = f" for association {speaking.association}" if speaking.association else ""
         raise RefusedError(
@@ -92,14 +93,23 @@ def held_key_set(speaking: Conversation) -> KeySet:
 
 
 def _speak(speaking: Conversation, key_set: KeySet) -> None:
-    """Associate through the concentrator: the keys are proved, and the meter is registered."""
+    """Associate through the concentrator: the keys are proved, and the meter is registered.
+
+    Compromised keys carry nothing but the renewal that follows, which proves as much.
+    """
     party, meter = speaking.party, speaking.meter
-    with associated(speaking, Pair.of(key_set)):
-        pass
+    if not _is_compromised(party, key_set):
+        with associated(speaking, Pair.of(key_set)):
+            pass
     with party.store.begin("meter-registered", meter.title, {"concentrator": meter.concentrator}) as tx:
         if key_states.state(tx, key_set.ref) is KeyState.PRE_ACTIVE:
             key_states.transition(tx, key_set.ref, KeyState.ACTIVE)
         meters.update(tx, replace(meters.require(tx, meter.system_title), registered=utc_now()))
+
+
+def _is_compromised(party: Party, key_set: KeySet) -> bool:
+    with party.store.read() as tx:
+        return key_states.state(tx, key_set.ref) is KeyState.COMPROMISED
 
 
 def _behind(party: Party, meter: Meter, concentrator: str, address: str) -> Meter:
@@ -115,5 +125,8 @@ def _behind(party: Party, meter: Meter, concentrator: str, address: str) -> Mete
     if moved != meter:
         detail = {"concentrator": concentrator, "address": address}
         with party.store.begin("meter-register", meter.title, detail) as tx:
+            if meter.concentrator not in (None, concentrator):
+                leave_concentrator(tx, meter)
             meters.update(tx, moved)
+        tell(party)
     return moved

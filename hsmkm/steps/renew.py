@@ -50,11 +50,13 @@ from hsmkm.steps.communicate import (
 from hsmkm.steps.credentials import Pair, new_key, open_key, secret_roles
 from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activation
 from hsmkm.steps.group_members import own_roles, refuse_left, resealed
+from hsmkm.steps.into_force import refuse_part, switch
+from hsmkm.steps.notices import NOTICE
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.secret_change import secret_request
 from hsmkm.steps.stages import Stage, plan, with_probe
-from hsmkm.store import counters, intents, key_sets, key_states, renewals, urgent
+from hsmkm.store import counters, in_force, intents, key_sets, renewals, urgent
 from hsmkm.store.groups import GroupKeys
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
@@ -190,9 +192,13 @@ def open_renewals(speaking: Conversation) -> list[Renewal]:
 
 
 def current_key_set(speaking: Conversation) -> KeySet:
-    """Give the generation in force: the active one, or the model's initial keys where none was ever active."""
+    """Give the generation that the meter holds: the active one, or the compromised one that is to be replaced.
+
+    Where none was ever active, those are the model's initial keys.
+    """
     with speaking.party.store.read() as tx:
-        found = key_sets.active(tx, speaking.meter.system_title, *speaking.model.place)
+        place = speaking.meter.system_title, *speaking.model.place
+        found = key_sets.active(tx, *place) or in_force.compromised(tx, *place)
     return found or initial_key_set(speaking.party, speaking.meter, speaking.model)
 
 
@@ -214,6 +220,7 @@ def prepare(
 ) -> Work:
     """Make the fresh generation in the token and commit it, before anything is sent; `shared` keys are the group's."""
     party, vault = speaking.party, speaking.party.vault
+    refuse_part(party, current, roles)
     made: dict[MeterRole, StoredKey] = {} if shared is None else resealed(party, current.suite, shared)
     for role in (role for role in roles if role not in made):
         with new_key(party, speaking.model, role, current.suite) as key:
@@ -425,17 +432,22 @@ def _leave(work: Work, error: HsmkmError) -> None:
 def close_intents(tx: Transaction, system_title: bytes) -> None:
     """Say of every intent that has no outcome that it is not known."""
     for intent in intents.unfinished(tx, system_title):
-        if intent.action != ACTIVATION:
+        if intent.action not in (ACTIVATION, NOTICE):
             intents.outcome(tx, intent.id, "unknown")
 
 
 def complete(work: Work) -> Outcome:
     """Put the fresh generation in force, in one transaction."""
     with work.party.store.begin("renewal-active", work.title, {"generation": work.fresh.ref.generation}) as tx:
-        switch(tx, work.current, work.fresh)
-        owe_activation(tx, work.speaking, work.fresh.ref.generation)
+        usable = switch(tx, work.current, work.fresh)
         work.advance(tx, RenewalState.ACTIVE)
-        urgent.settle(tx, work.fresh.ref, work.renewal.roles)
+        if usable:
+            owe_activation(tx, work.speaking, work.fresh.ref.generation)
+            urgent.settle(tx, work.fresh.ref, work.renewal.roles)
+    if not usable:
+        text = "the meter took the keys, which were declared compromised meanwhile"
+        error = PartlyDoneError(text, hint="replace them with: hsmkm renew --urgent")
+        return replace(work.outcome("compromised", work.fresh, text), error=error)
     return work.outcome("active", work.fresh, said_of(work.renewal.roles))
 
 
@@ -444,14 +456,6 @@ def said_of(roles: tuple[MeterRole, ...]) -> str:
     proved = ", ".join(role.value for role in roles if role is not KeyRole.GBEK)
     found = [f"renewed and verified: {proved}"] if proved else []
     return "; ".join([*found, "acknowledged: gbek"] if KeyRole.GBEK in roles else found)
-
-
-def switch(tx: Transaction, current: KeySet, fresh: KeySet) -> None:
-    """Activate a generation and deactivate the one before; generation 0 is the model's and keeps its state."""
-    if fresh.state is not KeyState.ACTIVE:
-        key_states.transition(tx, fresh.ref, KeyState.ACTIVE)
-    if current.ref.generation > 0 and current.ref != fresh.ref:
-        key_states.transition(tx, current.ref, KeyState.DEACTIVATED)
 
 
 def meter_answers(speaking: Conversation) -> None:

@@ -27,6 +27,7 @@ from hsmkm.steps.communicate import (
 from hsmkm.steps.credentials import Pair, secret_roles
 from hsmkm.steps.distribute import activate, await_receipts, distribute, owed_activations, owed_at, owed_here
 from hsmkm.steps.group_members import shared_with
+from hsmkm.steps.into_force import switch
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import (
     ALL_KEYS,
@@ -44,13 +45,12 @@ from hsmkm.steps.renew import (
     open_renewals,
     prepare,
     prove_old_refused,
-    switch,
     transfer_payload,
 )
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.stages import with_probe
 from hsmkm.steps.way_back import settle
-from hsmkm.store import counters, intents, key_sets, renewals
+from hsmkm.store import counters, intents, key_sets, key_states, renewals
 from hsmkm.store.key_sets import KeySet
 from hsmkm.store.key_states import KeyState
 from hsmkm.store.renewals import Renewal, RenewalState
@@ -127,15 +127,22 @@ def resolve(party: Party, name: str, association: str = "", *, go_on: bool = Tru
             return outcome
         settled = _record(work, truth)
         group = shared_with(speaking, truth.lacking(work))
-        if not go_on or group:
-            if settled is not work.current:
+        lost = _is_compromised(party, settled)
+        if not go_on or group or lost:
+            if settled is not work.current and not lost:
                 await_receipts(party, distribute(party, [(speaking, settled)], KeyState.ACTIVE), RECEIPT_SECONDS)
-            detail = "what the meter holds is recorded and in force"
+            detail = "what the meter holds is recorded"
+            detail += ", compromised; go on with: hsmkm renew --urgent" if lost else " and in force"
             detail += f"; go on with: hsmkm group renew {group}" if group else ""
             return work.outcome("abandoned", settled, detail)
         again = prepare(speaking, settled, with_probe(speaking.model, truth.lacking(work)))
         (outcome,) = carry_out(party, [again], prove_refusal=work.current.ref.generation == 0)
         return outcome
+
+
+def _is_compromised(party: Party, key_set: KeySet) -> bool:
+    with party.store.read() as tx:
+        return key_set.ref.generation > 0 and key_states.state(tx, key_set.ref) is KeyState.COMPROMISED
 
 
 def _tell_concentrator(speaking: Conversation) -> Outcome:
@@ -311,6 +318,9 @@ def _record(work: Work, truth: Truth) -> KeySet:
         work.advance(tx, RenewalState.ABANDONED)
         if not keys:
             return work.current
-        found = add_generation(tx, work.speaking, work.current, keys, KeyState.ACTIVE)
+        sources = {source.ref for source in truth.keys.values() if source.ref.generation}
+        lost = any(key_states.state(tx, ref) is KeyState.COMPROMISED for ref in sources)
+        state = KeyState.COMPROMISED if lost else KeyState.ACTIVE
+        found = add_generation(tx, work.speaking, work.current, keys, state)
         switch(tx, work.current, found)
         return found

@@ -23,7 +23,7 @@ from hsmkm.store.schema import key_states as table
 from hsmkm.store.store import StoredRow, Transaction, altered
 from hsmkm.store.times import to_seconds
 
-__all__ = ["EDGES", "ROWS", "KeyState", "recorded", "state", "transition"]
+__all__ = ["EDGES", "ROWS", "KeyState", "destroyed", "recorded", "state", "transition"]
 
 EDGES: Mapping[KeyState, frozenset[KeyState]] = {
     KeyState.PRE_ACTIVE: frozenset({KeyState.ACTIVE, KeyState.COMPROMISED, KeyState.DESTROYED}),
@@ -47,6 +47,14 @@ def recorded(tx: Transaction, ref: KeySetRef) -> KeyState | None:
     """Return the state that a transition recorded, or nothing while the set is in its first state."""
     row = _row(tx, ref)
     return None if row is None else _state(row)
+
+
+def destroyed(tx: Transaction, system_title: bytes) -> list[KeySetRef]:
+    """List the generations of a meter whose keys were destroyed, oldest first."""
+    statement = ROWS.everything().where(
+        table.c.system_title == system_title, table.c.state == STATE_NUMBERS[KeyState.DESTROYED]
+    )
+    return [KeySetRef(*(row[name] for name in key_set_rows.KEY)) for row in ROWS.rows(tx, statement)]
 
 
 def transition(tx: Transaction, ref: KeySetRef, to: KeyState) -> None:

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+
+
+class MeterState(StrEnum):
+    """Why a meter is not spoken with; one without such a state is in use.
+
+    `withdrawn` is what a concentrator says of a meter that its AIM took from it.
+    """
+
+    SUSPENDED = "suspended"
+    TRANSFERRING = "transferring"
+    TRANSFERRED = "transferred"
+    WITHDRAWN = "withdrawn"
+    DESTROYED = "destroyed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +38,11 @@ class Meter:
     concentrator: str | None = None
     registered: datetime | None = None
     state: str | None = None
+
+    @property
+    def at_rest(self) -> MeterState | None:
+        """Why it is not spoken with, or nothing."""
+        return MeterState(self.state) if self.state in tuple(MeterState) else None
 
     @property
     def title(self) -> str:

@@ -1,0 +1,73 @@
+"""`hsmkm meter`, its second half: what becomes of meters and their keys after they are in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hsmkm.cli.deferred import deferred
+from hsmkm.cli.frame import party_worker
+from hsmkm.cli.outcomes import show_outcomes
+from hsmkm.cli.renew import meter_names
+
+if TYPE_CHECKING:
+    from hsmkm.steps import life
+else:
+    (life,) = deferred("hsmkm.steps", "life")
+
+app = typer.Typer()
+Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
+File = Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")]
+
+
+@app.command()
+def compromise(
+    meters: Meters = None,
+    file: File = None,
+    reason: Annotated[str, typer.Option(help="What happened, for the audit log.")] = "declared by hand",
+) -> None:
+    """Declare that somebody knows the keys of meters.
+
+    Nothing is read under them any more; they carry only the key_transfer that replaces them, which waits for
+    `hsmkm renew --urgent`. Broadcast groups are left, and renewed too.
+    """
+    names = meter_names(meters, file)
+    with party_worker() as worker:
+        outcomes = worker.call(life.compromise, names, reason)
+    show_outcomes(outcomes)
+
+
+@app.command()
+def suspend(meters: Meters = None, file: File = None) -> None:
+    """Speak with meters no more until they are resumed."""
+    names = meter_names(meters, file)
+    with party_worker() as worker:
+        outcomes = worker.call(life.suspend, names)
+    show_outcomes(outcomes)
+
+
+@app.command()
+def resume(meters: Meters = None, file: File = None) -> None:
+    """Take suspended meters up again."""
+    names = meter_names(meters, file)
+    with party_worker() as worker:
+        outcomes = worker.call(life.resume, names)
+    show_outcomes(outcomes)
+
+
+@app.command()
+def reassign(
+    meter: Annotated[str, typer.Argument(help="System title or serial number.")],
+    concentrator: Annotated[str, typer.Option(help="Party name of the new concentrator.")],
+    address: Annotated[str, typer.Option(help="Where it reaches the meter, host:port.")],
+    wait: Annotated[int, typer.Option(help="Seconds to wait for each of its receipts.")] = 60,
+) -> None:
+    """Put a meter behind another concentrator.
+
+    The former one is told, and all that it was given is renewed.
+    """
+    with party_worker() as worker:
+        outcomes = worker.call(life.reassign, [(meter, address)], concentrator, wait)
+    show_outcomes(outcomes)

@@ -1,0 +1,62 @@
+"""A few meters that a party speaks with directly, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+from hsmkm.simulator.behaviour import Fault, MeterSettings
+from hsmkm.simulator.meter import Meter
+from hsmkm.simulator.server import serving
+from hsmkm.simulator.state import load, save_to
+from hsmkm.steps.communicate import find_meter
+from hsmkm.steps.party import Party
+from hsmkm.steps.renew import GLOBAL_KEYS
+from hsmkm.store import check, meters, urgent
+from hsmkm.token.types import MeterRole
+from tests.field import state_path
+from tests.realm import Realm, title_of
+
+SERIALS = (1, 2)
+ONE, OTHER = (title_of(serial) for serial in SERIALS)
+
+
+@dataclass
+class Street:
+    """A party that speaks with its meters directly."""
+
+    party: Party
+    stack: ExitStack
+    meters: dict[str, Meter] = field(default_factory=dict)
+
+    def serve(self, title: str, meter: Meter) -> None:
+        (port,) = self.stack.enter_context(serving([meter]))
+        self.meters[title] = meter
+        with self.party.store.begin("moved", title, {}) as tx:
+            meters.update(tx, replace(meters.find(tx, title), address=f"127.0.0.1:{port}"))
+
+    def fails_once(self, title: str, fault: Fault) -> None:
+        self.serve(title, Meter(self.meters[title].state, MeterSettings(fault=fault, fault_count=1)))
+
+    def ask(self, title: str, *roles: MeterRole) -> None:
+        system_title = find_meter(self.party, title).system_title
+        with self.party.store.begin("ask", title, {}) as tx:
+            urgent.queue(tx, system_title, 0, 1, "somebody knows them", roles or GLOBAL_KEYS)
+
+    def waiting(self) -> list[str]:
+        with self.party.store.read() as tx:
+            return [item.title for item in urgent.waiting(tx)]
+
+
+@contextmanager
+def open_street(realm: Realm, name: str = "factory") -> Iterator[Street]:
+    """Let a party speak with its meters; its store must be in order at the end."""
+    with ExitStack() as stack:
+        found = Street(stack.enter_context(realm.open(name)), stack)
+        for serial in SERIALS:
+            path = state_path(realm, serial)
+            found.serve(title_of(serial), Meter(load(path), save=save_to(path)))
+        yield found
+        with found.party.store.read() as tx:
+            assert list(check.check(tx)) == []
