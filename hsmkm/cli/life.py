@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import party_worker
+from hsmkm.cli.frame import party_worker, show, talk
 from hsmkm.cli.outcomes import show_outcomes
 from hsmkm.cli.renew import meter_names
+from hsmkm.errors import InputError
 
 if TYPE_CHECKING:
+    from hsmkm.steps import destroy as destroy_step
     from hsmkm.steps import life
+    from hsmkm.steps import transfer as transfer_step
 else:
-    (life,) = deferred("hsmkm.steps", "life")
+    destroy_step, life, transfer_step = deferred("hsmkm.steps", "destroy", "life", "transfer")
 
 app = typer.Typer()
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
+Approved = Annotated[
+    str | None, typer.Option("--approval", help="Id or file of an approval, where the policy wants one.")
+]
 File = Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")]
 
 
@@ -70,4 +76,57 @@ def reassign(
     """
     with party_worker() as worker:
         outcomes = worker.call(life.reassign, [(meter, address)], concentrator, wait)
+    show_outcomes(outcomes)
+
+
+@app.command()
+def transfer(
+    to: Annotated[str, typer.Option(help="Party name of the utility that owns them from now on.")],
+    meters: Meters = None,
+    file: File = None,
+    approval: Approved = None,
+) -> None:
+    """Give meters to another utility.
+
+    All their keys go in a package for it; nothing is spoken with them from then on, and its receipt makes them its own.
+    """
+    names = meter_names(meters, file)
+    with party_worker() as worker:
+        outcomes = worker.call(transfer_step.transfer, names, to, approval)
+    show_outcomes(outcomes)
+
+
+@app.command()
+def destroy(
+    meters: Meters = None,
+    file: File = None,
+    approval: Approved = None,
+    *,
+    due: Annotated[
+        bool, typer.Option("--due", help="In place of meters: copies of what was given away, when their day has come.")
+    ] = False,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="In place of meters: clear what an earlier one left in the files of the store."),
+    ] = False,
+) -> None:
+    """Destroy all keys of meters for good.
+
+    They leave the store and its files; a signed record in HOME/records says which, and `hsmkm audit verify` looks for
+    it.
+    """
+    if (due + sweep + bool(meters or file)) != 1:
+        raise InputError("what is to be destroyed is not said", hint="name meters, or give --due or --sweep alone")
+    with party_worker() as worker:
+        if sweep:
+            worker.call(destroy_step.sweep)
+            show([{"store": "swept"}], ("store",))
+            return
+        outcomes = (
+            worker.call(destroy_step.destroy_due, approval)
+            if due
+            else worker.call(destroy_step.destroy, meter_names(meters, file), approval)
+        )
+    if not outcomes:
+        talk("no keys are due for destruction")
     show_outcomes(outcomes)

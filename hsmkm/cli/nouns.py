@@ -18,6 +18,7 @@ _MODULES = {
     "party": "party",
     "model": "model",
     "meter": "meter",
+    "key": "key",
     "package": "package",
     "apdu": "apdu",
     "renew": "renew",

@@ -23,6 +23,8 @@ def role_reasons(purpose: Purpose, sender: Peer, recipient: Peer) -> Iterator[st
         if (sender.role, sender.system_title) != (recipient.role, recipient.system_title):
             yield "a migration goes from a party to itself"
         return
+    if purpose is Purpose.TRANSFER and sender.system_title == recipient.system_title:
+        yield "a transfer goes to another system title: the invocation counters do not travel with the keys"
     allowed = PURPOSES[purpose]
     if sender.role != allowed[0]:
         yield f"a package for {purpose} comes from a party of role {allowed[0]}, not {sender.role}"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cryptography import x509
-
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container, sign_content
 from hsmkm.packages.strict_json import parse
-from hsmkm.pki.certificates import fingerprint, replace_file
-from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.pki.certificates import replace_file
+from hsmkm.steps import records
+from hsmkm.steps.certify import trust_of
 from hsmkm.steps.deliver import signatory
 from hsmkm.steps.party import Party, utc_now
-from hsmkm.store import audit, certificates
-from hsmkm.store.certificates import Source
+from hsmkm.steps.records import is_own
+from hsmkm.store import audit
 from hsmkm.store.check import check
 from hsmkm.store.problem import Problem
 from hsmkm.store.store import Store
@@ -30,12 +29,13 @@ def check_store(party: Party) -> list[Problem]:
 
 
 def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[Problem]:
-    """Name the first audit record that does not fit, every checkpoint that does not, and rows whose MAC does not."""
+    """Name the first audit record that does not fit, checkpoints and signed records, and rows whose MAC does not."""
     with party.store.read() as tx:
         problems = audit.verify(tx)
         for path in checkpoints:
             problems += audit.matches_checkpoint(tx, _checkpoint(party, path))
-        return [*problems, *check(tx)]
+        problems += check(tx)
+    return [*problems, *records.problems(party)]
 
 
 def _checkpoint(party: Party, path: Path) -> bytes:
@@ -47,20 +47,11 @@ def _checkpoint(party: Party, path: Path) -> bytes:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror}", hint=hint) from error
     signed = open_container(data)
     trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now(), signed=signed.signed_at)
-    if not _is_own(party, signed.signer):
+    if not is_own(party, signed.signer):
         raise RefusedError(f"checkpoint {path} was signed by another party")
     if not _is_checkpoint(signed.content):
         raise InputError(f"{path} is signed, and is no checkpoint", hint="give what hsmkm audit checkpoint wrote")
     return signed.content
-
-
-def _is_own(party: Party, signer: x509.Certificate) -> bool:
-    """Whether a certificate is the package-signing one of this party, or was before a renewal, as the store has it."""
-    if fingerprint(signer) == fingerprint(own_chain(party, "package-signing")[0]):
-        return True
-    with party.store.read() as tx:
-        own = certificates.listing(tx, profile="package-signing", source=Source.OWN)
-    return fingerprint(signer) in {record.fingerprint for record in own}
 
 
 def _is_checkpoint(content: bytes) -> bool:

@@ -34,6 +34,7 @@ from hsmkm.pki.certificates import sync_folder
 from hsmkm.pki.slots import P256, Slot, curve_for
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.handed_over import end_transfer
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Sent
@@ -192,6 +193,8 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     except ValueError as error:
         known = ", ".join(item.value for item in Purpose)
         raise InputError(f"unknown purpose {purpose!r}", hint=f"use one of {known}") from error
+    if kind is Purpose.TRANSFER:
+        raise RefusedError("a transfer changes the owner of meters", hint=f"hsmkm meter transfer METER --to {to}")
     content, reasons = [], []
     trust = trust_of(party)
     with party.store.read() as tx:
@@ -199,7 +202,7 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
         for meter in _selected(tx, names, order):
             if third:
                 permissions.check(tx, to, meter.system_title)
-            found = _exportable(tx, meter)
+            found = exportable(tx, meter)
             if isinstance(found, str):
                 reasons.append(found)
             else:
@@ -236,7 +239,7 @@ def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> lis
     return found
 
 
-def _exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] | str:
+def exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] | str:
     """Give a meter's key sets in force, one for each association that has any, or say why it is not given."""
     if meter.at_rest is not None:
         return f"meter {meter.title}: it is {meter.at_rest}"
@@ -281,6 +284,7 @@ def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[Packa
     state = ACCEPTED if receipt.accepted else REFUSED
     with party.store.begin("package-receipt", package.peer, {"id": package.id, "result": state}) as tx:
         packages.set_receipt(tx, package.id, data, state)
+        end_transfer(party, tx, package, accepted=receipt.accepted)
         if receipt.accepted and party.settings.party.role == "factory":
             _retain(party, tx, package)
         kept = packages.get(tx, package.id)

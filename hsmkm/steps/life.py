@@ -6,27 +6,24 @@ ends in keys that are compromised too; everything else waits until nobody does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hsmkm.config import load_model
-from hsmkm.errors import InputError, RefusedError
-from hsmkm.steps.communicate import LEASE_SECONDS, find_meter, is_gone, this_process
-from hsmkm.steps.credentials import secret_roles
-from hsmkm.steps.group_members import leave
-from hsmkm.steps.notices import owe, tell
-from hsmkm.steps.party import Party, utc_now
+from hsmkm.errors import RefusedError
+from hsmkm.steps.communicate import find_meter
+from hsmkm.steps.notices import owe
+from hsmkm.steps.party import Party
 from hsmkm.steps.register import register
-from hsmkm.steps.renew import GLOBAL_KEYS, failing
+from hsmkm.steps.renew import failing
+from hsmkm.steps.replaceable import ask, unchangeable
 from hsmkm.steps.resting import refuse_resting
 from hsmkm.steps.results import Outcome
-from hsmkm.store import groups, in_force, key_sets, key_states, leases, meters, parties, renewals, urgent
-from hsmkm.store.groups import MemberState, Renewal
-from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
+from hsmkm.steps.tell import tell
+from hsmkm.steps.turning import in_meter, leave_groups, move, quiet
+from hsmkm.store import key_sets, key_states, meters, parties, renewals
+from hsmkm.store.groups import Renewal
+from hsmkm.store.key_set import KeySetRef, KeyState
 from hsmkm.store.meter import Meter, MeterState
-from hsmkm.store.store import Transaction
-from hsmkm.token.types import KeyRole, MeterRole
 
 GONE = (MeterState.TRANSFERRED, MeterState.DESTROYED)
 
@@ -52,45 +49,10 @@ def _compromise(party: Party, meter: Meter, reason: str) -> Outcome:
         lost = in_meter(tx, meter)
         for key_set in lost:
             ask(tx, party, meter, key_set, f"compromised: {reason}")
-    left = sorted({role.value for item in lost for role in _unchangeable(party, meter, item)})
+    left = sorted({role.value for item in lost for role in unchangeable(party, meter, item)})
     detail = f"{len(lost)} key set(s) wait for hsmkm renew --urgent"
     detail += f"; {', '.join(left)} cannot be changed over DLMS" if left else ""
     return _said(meter, KeyState.COMPROMISED.value, [item.ref for item in lost], detail)
-
-
-def leave_groups(tx: Transaction, meter: Meter, why: Renewal) -> None:
-    """Take a meter out of the broadcast groups of ours that it is in."""
-    for member in groups.places(tx, meter.system_title):
-        if member.state is MemberState.MEMBER and "/" not in member.group:
-            leave(tx, member, why)
-
-
-def in_meter(tx: Transaction, meter: Meter) -> list[KeySet]:
-    """Give the generation that a meter holds in each of its associations."""
-    places = {(item.ref.security_setup, item.ref.client) for item, _ in key_sets.for_meter(tx, meter.system_title)}
-    found = (in_force.in_meter(tx, meter.system_title, *place) for place in sorted(places))
-    return [key_set for key_set in found if key_set is not None]
-
-
-def ask(tx: Transaction, party: Party, meter: Meter, key_set: KeySet, reason: str) -> None:
-    """Queue the renewal of all keys of a set that can be replaced over DLMS."""
-    ref = key_set.ref
-    urgent.queue(tx, ref.system_title, ref.security_setup, ref.client, reason, replaceable(party, meter, key_set))
-
-
-def replaceable(party: Party, meter: Meter, key_set: KeySet) -> tuple[MeterRole, ...]:
-    """Name the keys of a set that can be replaced over DLMS; where the model is not known here, the global ones."""
-    try:
-        model = load_model(meter.model, party.home).at((key_set.ref.security_setup, key_set.ref.client))
-    except (InputError, RefusedError):
-        return tuple(role for role in GLOBAL_KEYS if key_set.has(role))
-    master = (KeyRole.MASTER,) if model.key_transfer.master_changeable else ()
-    return tuple(role for role in (*GLOBAL_KEYS, *master, *secret_roles(model)) if key_set.has(role))
-
-
-def _unchangeable(party: Party, meter: Meter, key_set: KeySet) -> list[MeterRole]:
-    known = replaceable(party, meter, key_set)
-    return [key.role for key in key_set.keys if key.role not in known]
 
 
 def suspend(party: Party, names: Sequence[str]) -> list[Outcome]:
@@ -122,14 +84,6 @@ def _resume(party: Party, meter: Meter) -> Outcome:
         meters.update(tx, replace(meters.require(tx, meter.system_title), state=None))
     detail = "in use again" if moved else "in use again; no keys of it are in force"
     return _said(meter, "resumed", moved, detail)
-
-
-def move(tx: Transaction, meter: Meter, present: KeyState, to: KeyState) -> list[KeySetRef]:
-    """Move all key sets of a meter that are in one state to another."""
-    refs = [key_set.ref for key_set, state in key_sets.for_meter(tx, meter.system_title) if state is present]
-    for ref in refs:
-        key_states.transition(tx, ref, to)
-    return refs
 
 
 def reassign(party: Party, places: Sequence[tuple[str, str]], concentrator: str, wait: int) -> list[Outcome]:
@@ -169,14 +123,6 @@ def _each(party: Party, names: Sequence[str], change: Callable[[str], Outcome]) 
     with failing(outcomes, party.settings.party.name):
         tell(party)
     return outcomes
-
-
-@contextmanager
-def quiet(tx: Transaction, meter: Meter) -> Iterator[None]:
-    """See that nobody speaks with the meter; RefusedError while somebody does."""
-    lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
-    yield
-    leases.release(tx, lease)
 
 
 def _said(meter: Meter, state: str, refs: Sequence[KeySetRef], detail: str) -> Outcome:

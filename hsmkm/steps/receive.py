@@ -15,12 +15,13 @@ from cryptography import x509
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container
-from hsmkm.packages.content import Peer
+from hsmkm.packages.content import Peer, Purpose
 from hsmkm.packages.receipt import receipt_for, sign_receipt
 from hsmkm.packages.receive import (
     AgreementKey,
     Opened,
     PackageRefusedError,
+    Received,
     Receiver,
     open_package,
 )
@@ -32,11 +33,14 @@ from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory
 from hsmkm.steps.follow import follow
 from hsmkm.steps.group_members import learn
+from hsmkm.steps.handed_over import begin_ownership
 from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, take_meter_certificate
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
-from hsmkm.store import packages
+from hsmkm.store import holders, packages
+from hsmkm.store.holders import Holder
 from hsmkm.store.packages import Direction, PackageRecord
+from hsmkm.store.store import Transaction
 
 TAKEN = "taken"
 RECEIPTED = "receipted"
@@ -167,10 +171,21 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
         store_opened(tx, opened)
         for item in opened.meters:
             follow(tx, item, header.purpose)
+            _note(party, tx, opened, item)
             learn(tx, opened.sender, item.entry)
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)
     return record
+
+
+def _note(party: Party, tx: Transaction, opened: Opened, item: Received) -> None:
+    """Note who knows these keys besides us: whoever sent them."""
+    if item.key_set is None:
+        return
+    ref, package = item.key_set.ref, opened.header
+    holders.add_many(tx, [Holder(key.identity, ref, opened.sender, package.id) for key in item.key_set.keys])
+    if package.purpose is Purpose.TRANSFER:
+        begin_ownership(party, tx, item.key_set, opened.sender)
 
 
 def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:

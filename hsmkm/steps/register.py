@@ -18,10 +18,11 @@ from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.steps.communicate import Conversation, associated, conversations, find_meter, split_address
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.distribute import Given, await_receipts, distribute
-from hsmkm.steps.notices import leave_concentrator, tell
+from hsmkm.steps.notices import leave_concentrator
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.renew import GLOBAL_KEYS, SLICE, failing, refuse_unfinished, renew
 from hsmkm.steps.results import Outcome
+from hsmkm.steps.tell import tell
 from hsmkm.store import in_force, key_sets, key_states, meters, parties
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter

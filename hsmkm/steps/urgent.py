@@ -17,6 +17,7 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.renew import RECEIPT_SECONDS, failing, renew
 from hsmkm.steps.resolve import resolve
 from hsmkm.steps.results import Outcome
+from hsmkm.steps.tell import tell
 from hsmkm.store import groups, renewals, urgent
 from hsmkm.store.groups import SHARED_ROLES
 from hsmkm.store.urgent import Urgent
@@ -45,6 +46,8 @@ def renew_urgent(party: Party, *, wait: int = RECEIPT_SECONDS) -> list[Outcome]:
     for name in queue.groups:
         with failing(outcomes, name):
             outcomes += _renew_group(party, name, wait)
+    with failing(outcomes, party.settings.party.name):
+        tell(party)
     return outcomes
 
 

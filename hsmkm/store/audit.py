@@ -66,6 +66,11 @@ def log(tx: Transaction, *, after: int = 0, limit: int = PAGE, subject: str | No
     return [_record(row) for row in tx.all(statement)]
 
 
+def of_action(tx: Transaction, action: str) -> list[AuditRecord]:
+    """List all records of one action, oldest first."""
+    return [_record(row) for row in tx.all(select(table).where(table.c.action == action).order_by(table.c.sequence))]
+
+
 def tally(
     tx: Transaction, prefix: str, *, subject: str | None = None, after: int = 0, since: datetime | None = None
 ) -> list[Tally]:

@@ -74,6 +74,28 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
     return len(given)
 
 
+def sweep(engine: Engine) -> bool:
+    """Leave nothing that was deleted in the database's file or its log; False where another process is in the way.
+
+    SQLite overwrites what is deleted with zeros (secure_delete), but its log still has the pages of before, and a page
+    that was split may have a copy. So the file is written anew, and the log emptied. Other databases are not swept.
+    """
+    if engine.dialect.name != "sqlite":
+        return False
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA query_only=0")
+        cursor.execute("VACUUM")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ((blocked, *_),) = cursor.fetchall()
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return not blocked
+
+
 def _open_file(path: Path, *, create: bool) -> Engine:
     if create and not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -66,6 +66,13 @@ def for_party(tx: Transaction, party: str) -> list[Holder]:
     return [_holder(row) for row in tx.all(statement.order_by(*table.primary_key.columns))]
 
 
+def for_meter(tx: Transaction, system_title: bytes) -> list[Holder]:
+    """List who was given the keys of a meter, by generation and moment."""
+    columns = (table.c.security_setup, table.c.client, table.c.generation, table.c.given, table.c.party)
+    statement = select(table).where(table.c.system_title == system_title)
+    return [_holder(row) for row in tx.all(statement.order_by(*columns, table.c.identity))]
+
+
 def _holder(row: StoredRow) -> Holder:
     ref = KeySetRef(row["system_title"], row["security_setup"], row["client"], row["generation"])
     return Holder(row["identity"], ref, row["party"], row["package_id"], from_seconds(row["given"]))

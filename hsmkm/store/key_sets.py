@@ -45,6 +45,7 @@ __all__ = [
     "add_many",
     "authenticate",
     "destroy",
+    "due",
     "encode",
     "for_meter",
     "generations",
@@ -141,6 +142,13 @@ def reseal(tx: Transaction, key_set: KeySet) -> None:
     sealed: dict[str, Value] = {"storage_key": key_set.storage_key, "keys": pack(key_set.keys)}
     if tx.update(table, key, sealed | {"mac_key": mac.key_number, "mac": mac.value}) != 1:
         raise RefusedError(f"there is no key set {ref}")
+
+
+def due(tx: Transaction, limit: int) -> list[KeySet]:
+    """Read and verify key sets whose day of destruction has come, in the order of their meters."""
+    statement = key_set_rows.with_meter().where(table.c.destroy_after <= to_seconds(tx.now))
+    rows = tx.all(statement.order_by(*(table.c[name] for name in key_set_rows.KEY)).limit(limit))
+    return [key_set_rows.verified(tx, row) for row in rows]
 
 
 def next_generation(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> int:

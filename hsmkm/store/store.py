@@ -237,6 +237,10 @@ class Store:
         with _database_errors():
             copy_store(self._engine, path)
 
+    def sweep(self) -> bool:
+        """Leave nothing that was deleted in the database's files; False where that is not sure."""
+        return engines.sweep(self._engine)
+
     @contextmanager
     def _once(self) -> Iterator[None]:
         """Refuse a change inside a change: it would wait for itself."""
