@@ -24,6 +24,7 @@ from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.receive import receive
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
+from hsmkm.steps.results import Outcome
 from hsmkm.steps.setup import make_token, write_home
 from hsmkm.steps.transfer import transfer
 from hsmkm.steps.urgent import renew_urgent
@@ -34,7 +35,7 @@ from tests.field import Field, energy, key_states, state_path
 from tests.realm import ACTOR, Realm, certify_home, title_of
 
 ONE = title_of(1)
-NEW_TITLE = "4F57 4E45 0000 0007".replace(" ", "")
+NEW_TITLE = "4F574E4500000007"
 
 
 @dataclass
@@ -61,9 +62,7 @@ class Deal:
         self.taken()
 
     def sent(self) -> bytes:
-        return max(
-            (self.realm.home("utility") / "packages").glob("*.p7m"), key=lambda path: path.stat().st_mtime_ns
-        ).read_bytes()
+        return newest(self, "utility")
 
     def taken(self) -> None:
         with self.open("newcomer") as party:
@@ -167,14 +166,15 @@ def test_it_comes_back_only_with_keys_that_were_renewed(deal: Deal) -> None:
     assert "the generation does not rise" in caught.value.reasons[0]
 
 
-def transfer_back(party: Party):  # noqa: ANN201 - an outcome
+def transfer_back(party: Party) -> Outcome:
     (outcome,) = transfer(party, [ONE], "utility")
     return outcome
 
 
 def newest(deal: Deal, name: str) -> bytes:
-    (path,) = (deal.realm.home(name) / "packages").glob("*.p7m")
-    return path.read_bytes()
+    """The last package that a party made."""
+    written = (deal.realm.home(name) / "packages").glob("*.p7m")
+    return max(written, key=lambda path: path.stat().st_mtime_ns).read_bytes()
 
 
 def test_a_renewed_meter_comes_back(deal: Deal) -> None:
