@@ -113,9 +113,20 @@ class TokenSection:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The database: `sqlite:PATH` relative to the home folder, or a SQLAlchemy URL."""
+    """The database: `sqlite:PATH` relative to the home folder, or a SQLAlchemy URL.
+
+    `anchor`: where it is held how far the store is, so that a restored one shows: `token`, or `file:PATH`; empty
+    for the token where it keeps data objects, else for the file store.anchor.
+    """
 
     url: str = "sqlite:store.db"
+    anchor: str = ""
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Name every (key, fault) of the section."""
+        kind, _, path = self.anchor.partition(":")
+        fine = self.anchor in ("", "token") or (kind == "file" and path)
+        return [] if fine else [("anchor", f"{self.anchor!r} is neither token nor file:PATH")]
 
 
 @dataclass(frozen=True, slots=True)

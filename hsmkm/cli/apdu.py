@@ -11,14 +11,13 @@ from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker, show
 from hsmkm.cli.reference import attribute, shown
 from hsmkm.dlms.general import LARGEST_APDU
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError
 from hsmkm.steps.results import Wanted
 
 if TYPE_CHECKING:
-    from hsmkm.pki import certificates
     from hsmkm.steps import broker, third_party
 else:
-    (certificates,) = deferred("hsmkm.pki", "certificates")
     broker, third_party = deferred("hsmkm.steps", "broker", "third_party")
 
 app = typer.Typer(help="APDUs of third parties, protected end to end.", no_args_is_help=True)
@@ -72,7 +71,7 @@ def forward(file: File, out: Out) -> None:
     """
     with party_worker() as worker:
         answer = worker.call(broker.forward, _read(file))
-    certificates.replace_file(out.resolve(), answer)
+    replace_file(out.resolve(), answer)
     show([{"octets": len(answer), "file": out.resolve()}], ("octets", "file"))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.cli.frame import frame, inspecting_worker, party_worker, show
 from hsmkm.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def verify(
 
     Exit code 6 for problems.
     """
-    with party_worker() as worker:
+    with inspecting_worker() as worker:
         problems = worker.call(attest.verify_audit, tuple(path.resolve() for path in checkpoint or ()))
     show(
         [{"table": item.table, "row": item.row, "problem": item.text} for item in problems], ("table", "row", "problem")

@@ -90,6 +90,14 @@ def party_worker() -> Iterator[Worker[Party]]:
 
 
 @contextmanager
+def inspecting_worker() -> Iterator[Worker[Party]]:
+    """Spawn the same worker for a check of the store, which it opens whatever is wrong with it."""
+    here = frame()
+    with Worker(party.open_inspection, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+        yield worker
+
+
+@contextmanager
 def standing_worker() -> Iterator[StandingWorker[Party]]:
     """Spawn the same worker for a process that runs for long, and replace it when it died."""
     here = frame()

@@ -13,17 +13,16 @@ from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker, show, talk
 from hsmkm.cli.outcomes import show_outcomes, show_rows
 from hsmkm.cli.renew import read_lines
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, PartlyDoneError
 from hsmkm.steps.results import Outcome
 
 if TYPE_CHECKING:
-    from hsmkm.pki import certificates
     from hsmkm.steps import broadcast as broadcast_step
     from hsmkm.steps import group_members, group_renew
     from hsmkm.steps.group_members import Overview
     from hsmkm.steps.party import Party
 else:
-    (certificates,) = deferred("hsmkm.pki", "certificates")
     broadcast_step, group_members, group_renew = deferred("hsmkm.steps", "broadcast", "group_members", "group_renew")
 
 Row = dict[str, object]
@@ -194,7 +193,7 @@ def _broadcast(party: Party, name: str, apdu: bytes, form: str, file: Path | Non
     counted = {"generation": protected.generation, "counter": protected.counter}
     row: Row = {"group": name, **counted, "apdu": protected.apdu.hex().upper()}
     if file is not None:
-        certificates.replace_file(file, protected.apdu)
+        replace_file(file, protected.apdu)
         return row, [], 0
     found = broadcast_step.send(party, protected)
     rows: list[Row] = [

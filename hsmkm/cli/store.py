@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, party_worker, show
+from hsmkm.cli.frame import frame, inherited, inspecting_worker, show
 from hsmkm.errors import IntegrityError
 from hsmkm.token.workers import Worker
 
 if TYPE_CHECKING:
-    from hsmkm.steps import attest
+    from hsmkm.steps import attest, setup
     from hsmkm.steps import backup as archives
     from hsmkm.steps.results import Backup
 else:
-    archives, attest = deferred("hsmkm.steps", "backup", "attest")
+    archives, attest, setup = deferred("hsmkm.steps", "backup", "attest", "setup")
 
 app = typer.Typer(help="The store: its integrity and its schema.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def check() -> None:
 
     Also looks for keys that are used twice; exit code 6 for problems.
     """
-    with party_worker() as worker:
+    with inspecting_worker() as worker:
         problems = worker.call(attest.check_store)
     show(
         [{"table": item.table, "row": item.row, "problem": item.text} for item in problems], ("table", "row", "problem")
@@ -41,10 +41,17 @@ def check() -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring the store to this program's schema."""
-    url = frame().settings().store_url
-    attest.upgrade_store(url)
-    show([{"store": url, "result": "up to date"}], ("store", "result"))
+    """Bring the store to this program's schema.
+
+    Where that puts rows under MACs which had none, they are believed as they are found, once, and an audit record says
+    so: check an older program's store with that program first.
+    """
+    here = frame()
+    settings = here.settings()
+    with Worker(setup.open_settings, here.home, inherit=inherited(settings)) as worker:
+        sealed = worker.call(attest.upgrade_store, here.actor)
+    result = "upgraded and sealed" if sealed else "up to date"
+    show([{"store": settings.store_url, "result": result}], ("store", "result"))
 
 
 @app.command()

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hsmkm.concentrator.reader import Round
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import HsmkmError, InputError
-from hsmkm.pki.certificates import replace_file
 
 FILE = "health.json"
 MOST_NAMED = 100

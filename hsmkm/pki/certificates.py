@@ -5,14 +5,10 @@ A file of own certificates holds the leaf first and then its chain without the r
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import Fault, InputError, RefusedError
 
 TITLE = re.compile(r"[0-9A-F]{16}")
@@ -32,9 +29,6 @@ UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtensio
 
 MAX_FILE = 4 << 20
 """No certificate file of ours is larger; a larger one is refused before it is parsed."""
-
-
-_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_title(text: str) -> bool:
@@ -121,58 +115,6 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
 def write_certificates(path: Path, certificates: Iterable[x509.Certificate]) -> None:
     """Write certificates as PEM, whole or not at all; an existing file is replaced."""
     replace_file(path, b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, sync it and rename it, so that no reader sees half of it.
-
-    What a crash leaves under the temporary name, the next who writes the same file takes over.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(temporary) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        hint = "see whether the folder is yours and the disk has room"
-        raise InputError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
-
-
-@contextmanager
-def _held(temporary: Path) -> Iterator[BinaryIO]:
-    """Open an empty file that no other process writes; it is gone at the end unless it was renamed."""
-    while True:
-        with os.fdopen(os.open(temporary, _TO_WRITE, 0o666), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_still(file, temporary):
-                continue  # whoever had the lock before renamed it
-            try:
-                file.truncate(0)
-                yield file
-            finally:
-                if _is_still(file, temporary):
-                    temporary.unlink()
-            return
-
-
-def _is_still(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a rename is not before its folder is synced."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _faulty(source: str, text: str) -> InputError:

@@ -5,27 +5,36 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hsmkm.config import Settings
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container, sign_content
 from hsmkm.packages.strict_json import parse
-from hsmkm.pki.certificates import replace_file
 from hsmkm.steps import records
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.deliver import signatory
-from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.party import Party, anchor_of, token_settings, utc_now
 from hsmkm.steps.records import is_own
-from hsmkm.store import audit
+from hsmkm.store import audit, sealing, state
 from hsmkm.store.check import check
 from hsmkm.store.problem import Problem
 from hsmkm.store.store import Store
+from hsmkm.token.session import open_session
+from hsmkm.token.vault import Vault
 
 MAX_CHECKPOINT = 1 << 20
 
 
 def check_store(party: Party) -> list[Problem]:
-    """Name every row that is not as it was written."""
+    """Name every row that is not as it was written, and what the anchor has against the store."""
     with party.store.read() as tx:
-        return list(check(tx))
+        return [*_against_anchor(party), *check(tx)]
+
+
+def _against_anchor(party: Party) -> list[Problem]:
+    guard = party.store.guard
+    text = guard.contradiction() if guard else ""
+    return [Problem(state.NAME, "anchor", text)] if text else []
 
 
 def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[Problem]:
@@ -34,7 +43,7 @@ def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[Problem]:
         problems = audit.verify(tx)
         for path in checkpoints:
             problems += audit.matches_checkpoint(tx, _checkpoint(party, path))
-        problems += check(tx)
+        problems += [*_against_anchor(party), *check(tx)]
     return [*problems, *records.problems(party)]
 
 
@@ -70,6 +79,10 @@ def checkpoint(party: Party, path: Path) -> int:
     return int(json.loads(content)["sequence"])
 
 
-def upgrade_store(url: str) -> None:
-    """Bring a store to this program's schema."""
-    Store.create(url)
+def upgrade_store(settings: Settings, actor: str) -> bool:
+    """Bring a store to this program's schema, and under MACs what had none; tells whether it had. Runs in a worker."""
+    if not settings.token.uri:
+        Store.create(settings.store_url)
+        return False
+    with open_session(token_settings(settings)) as session:
+        return sealing.upgrade(settings.store_url, Vault(session), actor, anchor_of(settings, session))

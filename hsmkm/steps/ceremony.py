@@ -17,8 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import RefusedError
-from hsmkm.pki.certificates import fingerprint, public_key, read_certificates, replace_file
+from hsmkm.pki.certificates import fingerprint, public_key, read_certificates
 from hsmkm.steps.certify import create_root
 from hsmkm.steps.issuances import key_digest
 from hsmkm.steps.party import Party, utc_now

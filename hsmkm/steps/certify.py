@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.pki import authority as authorities
 from hsmkm.pki.authority import Authority
@@ -24,7 +25,6 @@ from hsmkm.pki.certificates import (
     fingerprint,
     public_key,
     read_certificates,
-    replace_file,
     write_certificates,
 )
 from hsmkm.pki.lint import Linted

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from hsmkm.durable_file import sync_folder
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.content import THIRD_PARTY, PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
@@ -30,7 +31,6 @@ from hsmkm.packages.send import (
     new_header,
     outgoing,
 )
-from hsmkm.pki.certificates import sync_folder
 from hsmkm.pki.slots import P256, Slot, curve_for
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import own_chain, trust_of

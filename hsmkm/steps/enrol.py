@@ -26,9 +26,10 @@ from hsmkm.dlms.certificates import ByEntity, CertificateEntity, CertificateType
 from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.security_setup import Attribute, Method
 from hsmkm.dlms.types import AttributeRef, LogicalName, MethodRef
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, ProtocolError, RefusedError
 from hsmkm.link.client import Client
-from hsmkm.pki.certificates import fingerprint, parse_certificate, public_key, read_certificates, replace_file
+from hsmkm.pki.certificates import fingerprint, parse_certificate, public_key, read_certificates
 from hsmkm.pki.requests import CheckedRequest, check_request
 from hsmkm.pki.slots import Slot, curve_for, curve_of
 from hsmkm.pki.trust import TrustStore, issued

@@ -6,14 +6,18 @@ Everything that touches a key runs as `function(party, ...)` inside a worker; se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hsmkm.config import Settings, load_settings
 from hsmkm.errors import InputError
+from hsmkm.store.anchor import Anchor, FileAnchor
+from hsmkm.store.guard import Opening
 from hsmkm.store.store import Store
+from hsmkm.token.anchor_object import TokenAnchor
+from hsmkm.token.profile import Profile
 from hsmkm.token.session import TokenSession, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
@@ -53,16 +57,38 @@ def token_settings(settings: Settings) -> TokenSettings:
     )
 
 
+def default_anchor(profile: Profile) -> str:
+    """Say where the anchor lies if the settings do not: in a token that keeps data objects, else in a file."""
+    return "token" if profile.data_objects else "file:store.anchor"
+
+
+def anchor_of(settings: Settings, session: TokenSession) -> Anchor:
+    """Give the anchor of the home's store: an object of its token or a file, as the settings say."""
+    kind, _, path = (settings.store.anchor or default_anchor(session.profile)).partition(":")
+    if kind == "file":
+        return FileAnchor(settings.home / path)
+    if not session.profile.data_objects:
+        hint = 'set store.anchor = "file:PATH", on another disk or host than the database and its backups'
+        raise InputError(f"a token of profile {settings.token.profile} keeps no data objects for the anchor", hint=hint)
+    return TokenAnchor(session, settings.home)
+
+
 @contextmanager
-def open_party(home: Path, actor: str) -> Iterator[Party]:
+def open_party(home: Path, actor: str, opening: Opening = Opening.USE) -> Iterator[Party]:
     """Log in to the home's token and open its store; the errors of settings, token, login and store."""
     settings = load_settings(home)
     if not settings.token.uri:
         raise InputError(f"{home} has no token yet", hint="make one with: hsmkm token init")
     with open_session(token_settings(settings)) as session:
         vault = Vault(session)
-        with Store.open(settings.store_url, vault, actor) as store:
+        anchor = anchor_of(settings, session)
+        with Store.open(settings.store_url, vault, actor, anchor=anchor, opening=opening) as store:
             yield Party(settings, session, vault, store, actor)
+
+
+def open_inspection(home: Path, actor: str) -> AbstractContextManager[Party]:
+    """Open a party to check its store: whatever is wrong with that is a finding, and nothing is changed."""
+    return open_party(home, actor, Opening.INSPECTION)
 
 
 @contextmanager

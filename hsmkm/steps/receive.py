@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.packages.container import open_container
 from hsmkm.packages.content import Peer, Purpose
@@ -27,7 +28,7 @@ from hsmkm.packages.receive import (
 )
 from hsmkm.packages.registry import StoreRegistry, store_opened
 from hsmkm.packages.send import Signatory
-from hsmkm.pki.certificates import parse_certificate, public_key, replace_file
+from hsmkm.pki.certificates import parse_certificate, public_key
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.deliver import signatory

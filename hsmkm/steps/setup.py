@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hsmkm.config import SETTINGS_FILE, Settings, load_settings
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, RefusedError
-from hsmkm.pki.certificates import replace_file
 from hsmkm.pki.slots import slots_for
-from hsmkm.steps.party import token_settings
+from hsmkm.steps.party import anchor_of, default_anchor, token_settings
 from hsmkm.steps.results import TokenMade
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, declared, examine
@@ -38,6 +38,7 @@ so_pin = "file:token/so-pin"
 
 [store]
 url = "sqlite:store.db"
+anchor = {anchor:<20} # what shows that the database was restored: token, or file:PATH elsewhere
 
 [policy]
 kdf_on_host = {kdf_on_host:<5}           # an agreed key may pass through host memory once, where the token needs it
@@ -90,9 +91,15 @@ def write_home(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
         raise InputError(f"{name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
     quoted = ", ".join(f'"{flag}"' for flag in flags)
-    on_host = str(derives_on_host(load_profile(profile))).lower()
+    kind = load_profile(profile)
     text = _TEMPLATE.format(
-        name=name, role=role, system_title=system_title, flags=quoted, profile=profile, kdf_on_host=on_host
+        name=name,
+        role=role,
+        system_title=system_title,
+        flags=quoted,
+        profile=profile,
+        kdf_on_host=str(derives_on_host(kind)).lower(),
+        anchor=f'"{default_anchor(kind)}"',
     )
     made = not home.exists()
     try:
@@ -132,7 +139,7 @@ def make_token(settings: Settings, actor: str) -> TokenMade:
         Store.create(settings.store_url)
         made = TokenMade(settings.token.uri, ("storage:1", "gak-storage:1", "integrity:1", *curves))
         with (
-            Store.open(settings.store_url, vault, actor) as store,
+            Store.open(settings.store_url, vault, actor, anchor=anchor_of(settings, session)) as store,
             store.begin("token-init", settings.party.name, {"uri": made.uri, "keys": list(made.keys)}),
         ):
             pass

@@ -21,12 +21,12 @@ from hsmkm.dlms.general import LARGEST_APDU, TRANSACTION_OCTETS, GeneralKeyed, H
 from hsmkm.dlms.protection import Protection
 from hsmkm.dlms.types import AttributeRef, SecuritySuite, SystemTitle
 from hsmkm.dlms.xdlms import GetBlock, GetRequest, GetResult
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, IntegrityError, PolicyError, ProtocolError, RefusedError
 from hsmkm.link.aim import Aim, AimConnection
 from hsmkm.link.tcp import ApduLink
 from hsmkm.link.tls import client_context
 from hsmkm.meter_model import AGREED_KEYS
-from hsmkm.pki.certificates import replace_file
 from hsmkm.pki.profiles import DIGITAL_SIGNATURE
 from hsmkm.pki.slots import Slot, curve_for
 from hsmkm.steps.communicate import (

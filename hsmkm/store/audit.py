@@ -1,7 +1,7 @@
 """The audit chain: each record holds the hash of the one before, so that the first that was altered is found.
 
-Records are appended by `Store.begin` alone. A record cut off the end leaves a chain that fits: checkpoints, signed in
-the token and kept outside the database, show that.
+Records are appended by `Store.begin` alone. A record cut off the end leaves a chain that fits: the state of the store
+shows that, which an anchor outside the database holds, and checkpoints do, signed in the token and kept elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from hsmkm.errors import RefusedError
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as table
-from hsmkm.store.store import FIRST_PREVIOUS, StoredRow, Transaction, record_hash
+from hsmkm.store.state import FIRST_HASH
+from hsmkm.store.store import StoredRow, Transaction, record_hash
 
 PAGE = 100
 
@@ -48,13 +49,16 @@ class Tally:
 
 
 def verify(tx: Transaction) -> list[Problem]:
-    """Follow the chain and name the first record that does not fit, or nothing if all do."""
-    previous = FIRST_PREVIOUS
+    """Follow the chain and name the first record that does not fit, or that the newest is missing, or nothing."""
+    previous, sequence = FIRST_HASH, 0
     for sequence, row in enumerate(tx.stream(select(table).order_by(table.c.sequence)), 1):
         text = _fault(row, sequence, previous)
         if text:
             return [Problem("audit", str(row["sequence"]), text)]
         previous = row["hash"]
+    state = tx.state()
+    if state is not None and (state.audit_sequence, state.audit_hash) != (sequence, previous):
+        return [Problem("audit", str(sequence), f"it is not the newest record, which is {state.audit_sequence}")]
     return []
 
 

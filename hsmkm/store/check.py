@@ -23,6 +23,8 @@ from hsmkm.store import (
     packages,
     parties,
     permissions,
+    state,
+    sums,
     transactions,
     urgent,
 )
@@ -69,11 +71,27 @@ def check(tx: Transaction) -> Iterator[Problem]:
     yield from (_problem(name) for name in meters.faults(tx))
     yield from (_problem(name) for name in models.faults(tx))
     yield from (_problem(name) for name in key_set_rows.faults(tx))
+    yield from _wrong_sums(tx)
     yield from _uncovered_meters(tx)
     yield from _orphan_states(tx)
     yield from _unknown_batches(tx)
     yield from duplicates(tx)
     yield from _keys_of_two_groups(tx)
+
+
+def _wrong_sums(tx: Transaction) -> Iterator[Problem]:
+    """Yield the tables from which rows are missing, or to which rows of an earlier time came back."""
+    try:
+        found = state.fetch(tx)
+    except IntegrityError as error:
+        yield Problem(state.NAME, "1", error.message)
+        return
+    if found is None:
+        if not state.is_new(tx):
+            yield Problem(state.NAME, "1", "it is gone")
+        return
+    for table, text in sums.differences(tx.connection, found.sums):
+        yield Problem(table, "as a whole", text)
 
 
 def duplicates(tx: Transaction) -> Iterator[Problem]:

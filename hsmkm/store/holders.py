@@ -8,7 +8,6 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from hsmkm.store.engine import insert_rows
 from hsmkm.store.key_set import KeySetRef
 from hsmkm.store.schema import holders as table
 from hsmkm.store.store import StoredRow, Transaction
@@ -51,7 +50,7 @@ def add_many(tx: Transaction, given: Iterable[Holder]) -> int:
         place = (ref.system_title, ref.security_setup, ref.client, ref.generation)
         rows.append((holder.identity, *place, holder.party, holder.package_id, now))
         tx.effect(b"".join((b"holder", holder.identity, str(ref).encode(), holder.party.encode())))
-    return insert_rows(tx.connection, table, COLUMNS, sorted(rows))
+    return tx.insert_rows(table, COLUMNS, sorted(rows))
 
 
 def for_key(tx: Transaction, identity: bytes) -> list[Holder]:

@@ -19,7 +19,7 @@ from sqlalchemy import Select, func, select
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import key_set_rows, key_states, meters, schema
 from hsmkm.store.canonical import Value
-from hsmkm.store.engine import Row, insert_rows
+from hsmkm.store.engine import Row
 from hsmkm.store.key_set import (
     STATE_NUMBERS,
     KeySet,
@@ -83,7 +83,7 @@ def add_many(tx: Transaction, rows: Iterable[KeySet]) -> int:
 
     They are not verified here: whoever made them made their MACs. All are inserted, or none (RefusedError).
     """
-    return insert_rows(tx.connection, table, COLUMNS, [_row(tx, key_set) for key_set in rows])
+    return tx.insert_rows(table, COLUMNS, [_row(tx, key_set) for key_set in rows])
 
 
 def get(tx: Transaction, ref: KeySetRef) -> KeySet:

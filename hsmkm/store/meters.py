@@ -16,7 +16,6 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import models, orders, schema
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
-from hsmkm.store.engine import insert_rows
 from hsmkm.store.key_set import KEY_OCTETS, TITLE_OCTETS
 from hsmkm.store.meter import Meter
 from hsmkm.store.schema import meters as table
@@ -58,7 +57,7 @@ def add_many(tx: Transaction, meters: Iterable[Meter]) -> int:
         tx.effect(meter.system_title + meter.serial.encode())
         numbers = model_numbers[meter.model], meter.suite, order_numbers[meter.order]
         batch.append((meter.system_title, meter.serial, *numbers))
-    return insert_rows(tx.connection, table, IDENTITY, batch)
+    return tx.insert_rows(table, IDENTITY, batch)
 
 
 def get(tx: Transaction, system_title: bytes) -> Meter | None:

@@ -78,6 +78,25 @@ epoch = Table(
     _column("started", BigInteger),
 )
 
+store_state = Table(
+    "store_state",
+    metadata,
+    _key("number", Integer),
+    _column("schema", Text),
+    _column("epochs", LargeBinary),
+    _column("advance", BigInteger),
+    _column("audit_sequence", BigInteger),
+    _column("audit_hash", LargeBinary),
+    _column("counter_reach", BigInteger),
+    _column("counter_highest", BigInteger),
+    _column("counter_offset", BigInteger),
+    _column("sequence_floor", BigInteger),
+    _column("generation_floor", BigInteger),
+    _column("sums", Text),
+    _column("mac_key", Integer),
+    _column("mac", LargeBinary),
+)
+
 audit = Table(
     "audit",
     metadata,

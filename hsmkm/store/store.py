@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,16 +24,16 @@ from sqlalchemy import Connection, Engine, Select, Table, delete, exc, func, ins
 
 from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
-from hsmkm.store import schema
+from hsmkm.store import schema, state, sums
+from hsmkm.store.anchor import Anchor
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.store.guard import Guard, Opening
 from hsmkm.store.snapshot import copy_store
+from hsmkm.store.state import StoreState
 from hsmkm.token.types import Mac
 
 StoredRow: TypeAlias = dict[str, Any]
 """A row as it is stored, by the names of its columns."""
-
-FIRST_PREVIOUS = bytes(32)
-"""What the first audit record has in place of the hash of the one before it."""
 
 
 class Authenticator(Protocol):
@@ -67,6 +67,17 @@ class Transaction:
         self.sequence = 0
         """The number of the audit record that this transaction will end with; 0 where it has none."""
         self._effect = hashlib.sha256()
+        self.before: StoreState | None = None
+        """The verified state of the store that a change began from."""
+        self.changes = sums.Changes()
+        self.counters: dict[object, tuple[int, int]] = {}
+        """By counter, how far this transaction moved it, and to where."""
+        self.appended: tuple[int, bytes] | None = None
+        """Sequence and hash of the audit record that was appended."""
+
+    def state(self) -> StoreState | None:
+        """Give the verified state of the store as this transaction found it; nothing while a new one has none."""
+        return self.before or state.fetch(self)
 
     def effect(self, data: bytes) -> None:
         """Tell the audit record what was changed; raises PolicyError in a transaction that only reads."""
@@ -82,19 +93,41 @@ class Transaction:
     def insert(self, table: Table, values: Mapping[str, Value]) -> int:
         """Insert one row; the number the database gave it is returned, or 0 if it gives none."""
         self.effect(_change("insert", table, values))
+        if table.name in sums.TABLES:
+            self.changes.add(table.name, values.get("mac"))
         result = self.connection.execute(insert(table).values(dict(values)))
         key = result.inserted_primary_key
         return key[0] if key and isinstance(key[0], int) else 0
 
+    def insert_rows(self, table: Table, columns: Sequence[str], rows: Iterable[engines.Row]) -> int:
+        """Insert many rows given as tuples in the order of `columns`; the caller tells their effect."""
+        given = list(rows)
+        if table.name in sums.TABLES:
+            place = columns.index("mac") if "mac" in columns else None
+            for row in given:
+                self.changes.add(table.name, None if place is None else row[place])
+        return engines.insert_rows(self.connection, table, columns, given)
+
     def update(self, table: Table, key: Mapping[str, Value], changes: Mapping[str, Value]) -> int:
         """Change the rows that `key` matches and return how many they were."""
         self.effect(_change("update", table, key, changes))
+        if table.name in sums.TABLES and "mac" in changes:
+            for mac in self._macs(table, key):
+                self.changes.remove(table.name, mac)
+                self.changes.add(table.name, changes["mac"])
         return self.connection.execute(_where(update(table), table, key).values(dict(changes))).rowcount
 
     def delete(self, table: Table, key: Mapping[str, Value]) -> int:
         """Delete the rows that `key` matches and return how many they were."""
         self.effect(_change("delete", table, key))
+        if table.name in sums.TABLES:
+            for mac in self._macs(table, key):
+                self.changes.remove(table.name, mac)
         return self.connection.execute(_where(delete(table), table, key)).rowcount
+
+    def _macs(self, table: Table, key: Mapping[str, Value]) -> list[object]:
+        """Read the MACs of the rows that `key` matches."""
+        return list(self.connection.scalars(_where(select(table.c.mac), table, key)))
 
     def one(self, statement: Select[Any]) -> StoredRow | None:
         """Read the first row."""
@@ -139,10 +172,16 @@ class Store:
     """One database, opened by one actor."""
 
     def __init__(
-        self, engine: Engine, authenticator: Authenticator | None, actor: str, clock: Callable[[], datetime]
+        self,
+        engine: Engine,
+        authenticator: Authenticator | None,
+        actor: str,
+        clock: Callable[[], datetime],
+        anchor: Anchor | None = None,
     ) -> None:
         self._engine = engine
         self._authenticator = authenticator
+        self.guard = Guard(authenticator, anchor, self.read) if authenticator else None
         self._actor = actor
         self._clock = clock
         self._open = threading.local()
@@ -165,20 +204,30 @@ class Store:
 
     @classmethod
     def open(
-        cls, url: str, authenticator: Authenticator | None, actor: str, clock: Callable[[], datetime] | None = None
+        cls,
+        url: str,
+        authenticator: Authenticator | None,
+        actor: str,
+        clock: Callable[[], datetime] | None = None,
+        anchor: Anchor | None = None,
+        opening: Opening = Opening.USE,
     ) -> Store:
         """Open a store; without an authenticator it only lists, and the rows it lists are not verified.
 
-        Raises RefusedError if there is none or its schema is not this program's.
+        Without an anchor outside the database nothing shows that it was restored. Raises RefusedError if there is none
+        or its schema is not this program's, IntegrityError if the anchor contradicts it or rows are missing.
         """
         engine = engines.open_engine(url)
         try:
             with _database_errors():
                 _check_schema(engine)
+            opened = cls(engine, authenticator, actor, clock or _utc_now, anchor)
+            if opened.guard is not None:
+                opened.guard.opened(opening)
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine, authenticator, actor, clock or _utc_now)
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -201,10 +250,10 @@ class Store:
         """
         text = canonical_json(detail)
         with self._change() as tx:
-            last = _last_record(tx.connection)
-            tx.sequence = (last["sequence"] if last else 0) + 1
+            sequence, previous = state.newest_record(tx, tx.before)
+            tx.sequence = sequence + 1
             yield tx
-            _append(tx, last["hash"] if last else FIRST_PREVIOUS, (self._actor, action, subject, text))
+            _append(tx, previous, (self._actor, action, subject, text))
 
     @contextmanager
     def count(self) -> Iterator[Transaction]:
@@ -218,11 +267,19 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[Transaction]:
-        if self._authenticator is None:
+        if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
-        with self._once(), _database_errors(), self._engine.begin() as connection:
-            engines.writes_through(connection)
-            yield Transaction(connection, self._authenticator, self._clock(), writes=True)
+        after: StoreState | None = None
+        with self._once():
+            with _database_errors(), self._engine.begin() as connection:
+                engines.writes_through(connection)
+                tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
+                tx.before = self.guard.enter(tx)
+                yield tx
+                if tx.appended or tx.changes.tables:
+                    after = state.write(tx, tx.before.after(tx.changes, tx.appended, tx.counters))
+            if after is not None:
+                self.guard.committed(after)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -272,14 +329,8 @@ def _append(tx: Transaction, previous: bytes, words: tuple[str, str, str, str]) 
         "effect": tx.effect_digest(),
         "previous": previous,
     }
-    tx.connection.execute(insert(schema.audit).values(record | {"hash": record_hash(record)}))
-
-
-def _last_record(connection: Connection) -> StoredRow | None:
-    columns = (schema.audit.c.sequence, schema.audit.c.hash)
-    statement = select(*columns).order_by(schema.audit.c.sequence.desc()).limit(1)
-    row = connection.execute(statement).first()
-    return None if row is None else row._asdict()
+    tx.appended = tx.sequence, record_hash(record)
+    tx.connection.execute(insert(schema.audit).values(record | {"hash": tx.appended[1]}))
 
 
 def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:

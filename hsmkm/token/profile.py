@@ -122,6 +122,7 @@ class Profile:
 
     `unstored` names attributes of the standard that the token cannot store, and refuses in a template.
     `session_copies` tells that a token object is slow to use, so that a session copy of it does the work.
+    `data_objects` tells that it keeps private data objects, in one of which the store's anchor lies.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Profile:
     initialisation: Initialisation
     unstored: frozenset[str]
     session_copies: bool
+    data_objects: bool
     mechanisms: Mechanisms
     kdfs: Kdfs
     ladders: Mapping[str, tuple[str, ...]]
@@ -198,6 +200,7 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         initialisation=Initialisation(**values["initialisation"]),
         unstored=frozenset(values["unstored"]),
         session_copies=values["session_copies"] is True,
+        data_objects=values["data_objects"] is True,
         mechanisms=Mechanisms(**values["mechanisms"]),
         kdfs=Kdfs(**values["kdfs"]),
         ladders=_ladders(values["ladders"]),

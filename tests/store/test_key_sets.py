@@ -40,11 +40,11 @@ def test_a_key_set_comes_back_as_it_was_stored(store: Store, factory: Factory) -
         assert key_sets.for_meter(tx, key_set.ref.system_title) == [(key_set, KeyState.PRE_ACTIVE)]
 
 
-def test_provisioning_a_meter_takes_one_mac(
+def test_provisioning_a_meter_takes_one_mac_and_each_transaction_one_more(
     store: Store, factory: Factory, authenticator: SoftwareAuthenticator
 ) -> None:
     stored(store, factory)
-    assert authenticator.made == 1
+    assert authenticator.made == 1 + 1
 
 
 def test_a_key_set_names_the_audit_record_it_came_with(store: Store, factory: Factory) -> None:

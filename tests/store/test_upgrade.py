@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hsmkm.errors import RefusedError
-from hsmkm.store import audit, certificates, certified_keys, check, key_sets, meters
+from hsmkm.store import audit, certificates, certified_keys, check, key_sets, meters, sealing
 from hsmkm.store.certificates import CertificateState
 from hsmkm.store.store import Store
 
@@ -39,7 +39,7 @@ def test_it_is_not_used_before_it_is_upgraded(first_release: str, authenticator:
 
 
 def test_everything_in_it_is_read_and_fits_its_mac(first_release: str, authenticator: SoftwareAuthenticator) -> None:
-    Store.create(first_release)
+    assert sealing.upgrade(first_release, authenticator, "tester", None)
     with Store.open(first_release, authenticator, "tester") as store, store.read() as tx:
         assert list(check.check(tx)) == []
         assert list(audit.verify(tx)) == []
@@ -55,7 +55,7 @@ def test_everything_in_it_is_read_and_fits_its_mac(first_release: str, authentic
 def test_its_certificates_are_offered_until_the_first_key_is_claimed(
     first_release: str, authenticator: SoftwareAuthenticator
 ) -> None:
-    Store.create(first_release)
+    assert sealing.upgrade(first_release, authenticator, "tester", None)
     with Store.open(first_release, authenticator, "tester") as store:
         with store.read() as tx:
             assert list(certified_keys.unclaimed(tx)) == [(item.der, item.profile) for item in certificates.listing(tx)]

@@ -1,0 +1,66 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from hsmkm.errors import InputError
+
+_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, sync it and rename it, so that no reader sees half of it.
+
+    What a crash leaves under the temporary name, the next who writes the same file takes over.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(temporary) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        hint = "see whether the folder is yours and the disk has room"
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
+
+
+@contextmanager
+def _held(temporary: Path) -> Iterator[BinaryIO]:
+    """Open an empty file that no other process writes; it is gone at the end unless it was renamed."""
+    while True:
+        with os.fdopen(os.open(temporary, _TO_WRITE, 0o666), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(file, temporary):
+                continue  # whoever had the lock before renamed it
+            try:
+                file.truncate(0)
+                yield file
+            finally:
+                if _is_still(file, temporary):
+                    temporary.unlink()
+            return
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename is not before its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
