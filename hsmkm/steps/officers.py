@@ -12,8 +12,9 @@ from pathlib import Path
 from cryptography import x509
 
 from hsmkm.config import OFFICER_CHANGE
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, RefusedError
-from hsmkm.pki.certificates import fingerprint, is_name, parse_certificate, public_key, read_certificates, replace_file
+from hsmkm.pki.certificates import fingerprint, is_name, parse_certificate, public_key, read_certificates
 from hsmkm.steps.approve import PROFILE, officer_trust, read_signed, require_approval, take
 from hsmkm.steps.certify import entry, keep
 from hsmkm.steps.party import Party

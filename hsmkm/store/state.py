@@ -29,7 +29,7 @@ NAME = "store_state"
 INSTANCE_OCTETS = 16
 FIRST_HASH = bytes(32)
 """What stands in place of the hash of an audit record while there is none."""
-SEALING = ("0006",)
+SEALING = ("0007",)
 """The schemas that put rows under a MAC which had none; `hsmkm store upgrade` does it once, with the token."""
 _ONLY = 1
 

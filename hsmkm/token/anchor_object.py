@@ -1,7 +1,8 @@
 """A private data object in the token that holds the anchor of the store.
 
-SoftHSM rewrites an object in place, and its login rewrites a file of the token; so an object is never changed: the new
-one is made before the old ones go, each time under a file lock and found anew.
+The content stands in hex in CKA_APPLICATION: CKA_VALUE is left to keys, so that whoever watches the token sees that no
+value is read. SoftHSM rewrites an object in place, and its login rewrites a file of the token; so an object is never
+changed: the new one is made before the old ones go, each time under a file lock and found anew.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class TokenAnchor:
 
     def read(self) -> tuple[bytes, ...]:
         """Read the values of the object, or of all that broken-off writings left."""
-        return tuple(self._session.cryptoki.read(found, Attribute.VALUE) for found in self._find())
+        return tuple(self._read(found) for found in self._find())
 
     def write(self, content: bytes) -> None:
         """Make an object with this value, and destroy those that were there before."""
@@ -53,13 +54,20 @@ class TokenAnchor:
             Attribute.PRIVATE: True,
             Attribute.MODIFIABLE: False,
             Attribute.LABEL: LABEL,
-            Attribute.VALUE: content,
+            Attribute.APPLICATION: content.hex().encode(),
         }
         made = self._session.cryptoki.create(Template(listed))
-        if self._session.cryptoki.read(made, Attribute.VALUE) != content:
+        if self._read(made) != content:
             raise TokenRefusedError("the token did not keep the store's anchor", hint="set store.anchor to a file")
         for one in before:
             self._session.cryptoki.destroy(one)
+
+    def _read(self, found: int) -> bytes:
+        text = self._session.cryptoki.read(found, Attribute.APPLICATION)
+        try:
+            return bytes.fromhex(text.decode("ascii"))
+        except ValueError:
+            return text
 
     def _find(self) -> list[int]:
         query = Template({Attribute.CLASS: int(ObjectClass.DATA), Attribute.TOKEN: True, Attribute.LABEL: LABEL})

@@ -105,4 +105,6 @@ def test_what_a_broken_off_writing_left_in_the_token_is_cleared_by_the_next(real
 
 def leave_behind(party: Party, content: bytes) -> None:
     listed = {Attribute.CLASS: int(ObjectClass.DATA), Attribute.TOKEN: True, Attribute.PRIVATE: True}
-    party.session.cryptoki.create(Template({**listed, Attribute.LABEL: b"anchor", Attribute.VALUE: content}))
+    party.session.cryptoki.create(
+        Template({**listed, Attribute.LABEL: b"anchor", Attribute.APPLICATION: content.hex().encode()})
+    )
