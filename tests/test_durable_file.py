@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError
-from hsmkm.pki.certificates import replace_file
 
 
 def test_what_a_crash_left_under_the_temporary_name_is_taken_over(tmp_path: Path) -> None:
