@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, inherited, inspecting_worker, show
+from hsmkm.cli.frame import frame, inherited, inspecting_worker, party_worker, show
 from hsmkm.errors import IntegrityError
 from hsmkm.token.workers import Worker
 

@@ -26,12 +26,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from hsmkm.durable_file import sync_folder
 from hsmkm.errors import Fault, InputError, IntegrityError, RefusedError
 from hsmkm.packages.container import MAX_CONTAINER, Signed, open_container
 from hsmkm.packages.content import Peer
 from hsmkm.packages.fields import Fields, time_text
 from hsmkm.packages.strict_json import MAX_INTEGER, canonical, parse
-from hsmkm.pki.certificates import sync_folder
 from hsmkm.store.snapshot import Snapshot
 
 FORMAT = "hsmkm-backup/1"

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsmkm.config import Settings, load_settings
+from hsmkm.durable_file import sync_folder
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.packages.archive import (
     ALONE,
@@ -31,7 +32,7 @@ from hsmkm.packages.container import Signed, sign_content
 from hsmkm.packages.content import Peer
 from hsmkm.packages.registry import PACKAGE_SIGNING
 from hsmkm.packages.send import Signatory
-from hsmkm.pki.certificates import public_key, sync_folder
+from hsmkm.pki.certificates import public_key
 from hsmkm.pki.slots import P256, P384, Slot
 from hsmkm.steps.certify import own_path
 from hsmkm.steps.deliver import PARTIAL, outbox, signatory
