@@ -18,11 +18,12 @@ from pathlib import Path
 
 from cryptography import x509
 
+from hsmkm.durable_file import sync_folder
 from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.packages.container import MAX_CONTAINER, open_container, sign_content
 from hsmkm.packages.fields import time_text
 from hsmkm.packages.strict_json import canonical
-from hsmkm.pki.certificates import fingerprint, sync_folder
+from hsmkm.pki.certificates import fingerprint
 from hsmkm.pki.slots import curve_for
 from hsmkm.steps.certify import own_chain, trust_of
 from hsmkm.steps.deliver import PARTIAL, signatory
