@@ -124,8 +124,13 @@ def inherited(settings: Settings) -> tuple[int, ...]:
 
 
 def talk(text: str) -> None:
-    """Say something that is not a result, on stderr."""
-    typer.echo(text, err=True)
+    """Say something that is not a result, on stderr: a line whose parts may come from a peer or from a file of his."""
+    typer.echo(_printable(text), err=True)
+
+
+def _printable(text: str) -> str:
+    """Put a question mark for what a terminal would obey, or no encoding can write; line ends and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
 def show(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
@@ -146,7 +151,7 @@ def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None
 
     table = Table(*[name.replace("_", " ") for name in columns], box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*["" if row.get(name) is None else str(row.get(name)) for name in columns])
+        table.add_row(*["" if row.get(name) is None else _printable(str(row.get(name))) for name in columns])
     width = None if sys.stdout.isatty() else 1000
     console = Console(width=width, highlight=False, markup=False)
     with console.capture() as capture:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from hsmkm.errors import InputError, ProtocolError, RefusedError, TransportError
@@ -39,6 +40,7 @@ _CIPHERS_TLS12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NETWORK_ID = 0
 _MAX_FILE = 16 * 1024 * 1024
 _CHUNK = 65_536
+_UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, CryptographyDeprecationWarning)
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class PeerRule:
             raise PeerRefusedError(1, "the peer showed no certificate")
         try:
             faults = list(self._faults(x509.load_der_x509_certificate(der)))
-        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        except _UNREADABLE as error:
             raise PeerRefusedError(1, "the peer's certificate cannot be read") from error
         if faults:
             raise PeerRefusedError(1, "; ".join(faults))

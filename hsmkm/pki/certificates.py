@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from hsmkm.durable_file import replace_file
@@ -24,8 +26,18 @@ TITLE = re.compile(r"[0-9A-F]{16}")
 MAX_NAME = 64
 """The upper bound of a common name (RFC 5280 appendix A, ub-common-name)."""
 
-UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
+)
 """What cryptography raises for octets that are no certificate, request or revocation list."""
+
+# RFC 5280 section 4.1.2.2 forbids such a number; cryptography takes it for now, and warns whoever runs the program.
+warnings.filterwarnings("error", "Parsed a serial number", CryptographyDeprecationWarning)
 
 MAX_FILE = 4 << 20
 """No certificate file of ours is larger; a larger one is refused before it is parsed."""

@@ -50,12 +50,16 @@ def verify_audit(party: Party, checkpoints: tuple[Path, ...]) -> list[Problem]:
 def _checkpoint(party: Party, path: Path) -> bytes:
     """Read a checkpoint that this party signed, with its certificate of then; RefusedError for anybody else's."""
     try:
-        data = path.read_bytes()[: MAX_CHECKPOINT + 1]
+        with path.open("rb") as file:
+            data = file.read(MAX_CHECKPOINT + 1)
     except OSError as error:
         hint = "give the path of a checkpoint that hsmkm audit checkpoint wrote"
         raise InputError(f"cannot read checkpoint {path}: {error.strerror}", hint=hint) from error
     signed = open_container(data)
-    trust_of(party).check(signed.signer, signed.chain, "package-signing", utc_now(), signed=signed.signed_at)
+    trust = trust_of(party)
+    trust.check(signed.signer, signed.chain, "package-signing", utc_now(), signed=signed.signed_at)
+    if stray := trust.stray(signed.signer, signed.chain):
+        raise RefusedError(f"checkpoint {path} was altered on its way", stray)
     if not is_own(party, signed.signer):
         raise RefusedError(f"checkpoint {path} was signed by another party")
     if not _is_checkpoint(signed.content):

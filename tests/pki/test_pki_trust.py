@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import InputError, IntegrityError, PolicyError, RefusedError
-from hsmkm.pki.certificates import write_certificates
+from hsmkm.pki.certificates import parse_certificates, write_certificates
 from hsmkm.pki.revocation import Revocation, build_crl, parse_crl, verify_crl
 from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
@@ -43,6 +44,16 @@ def test_a_good_certificate_is_accepted_for_its_profile_and_for_no_other(hierarc
     trust.check(leaf, hierarchy.chain, profile, hierarchy.now, "4D4D4D0000BC614E")
     for other in {"digital-signature", "key-agreement", "tls", "package-signing", "issuing"} - {profile}:
         assert reasons(trust, leaf, hierarchy.chain, other, hierarchy.now)
+
+
+@pytest.mark.parametrize("encoding", [Encoding.DER, Encoding.PEM])
+def test_a_serial_number_below_zero_is_no_certificates(hierarchy: Hierarchy, encoding: Encoding) -> None:
+    der = hierarchy.leaf("tls")[0].public_bytes(Encoding.DER)
+    serial = der.index(bytes.fromhex("a003020102")) + 5
+    negative = der[: serial + 2] + bytes([der[serial + 2] | 0x80]) + der[serial + 3 :]
+    data = negative if encoding is Encoding.DER else ssl.DER_cert_to_PEM_cert(negative).encode()
+    with pytest.raises(InputError, match="not a certificate"):
+        parse_certificates(data)
 
 
 def test_a_p384_hierarchy_is_accepted(hierarchy_384: Hierarchy) -> None:

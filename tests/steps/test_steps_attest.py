@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hsmkm.errors import RefusedError
+from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.pki.certificates import fingerprint, read_certificates
-from hsmkm.steps import certify
+from hsmkm.steps import attest, certify
 from hsmkm.steps.attest import checkpoint, verify_audit
 from hsmkm.steps.issue import issue
 
@@ -62,3 +63,18 @@ def test_a_checkpoint_is_believed_after_its_certificate_was_replaced_and_not_aft
         else:
             with pytest.raises(RefusedError, match="is not accepted for package-signing"):
                 verify_audit(party, (kept,))
+
+
+@pytest.mark.slow
+def test_each_octet_of_a_checkpoint_that_is_flipped_is_refused(realm: Realm, tmp_path: Path) -> None:
+    kept, taken = tmp_path / "checkpoint", []
+    with realm.open("utility") as party:
+        checkpoint(party, kept)
+        data = kept.read_bytes()
+        assert attest._checkpoint(party, kept)
+        for place in range(len(data)):
+            kept.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+            with contextlib.suppress(InputError, IntegrityError, RefusedError):
+                attest._checkpoint(party, kept)
+                taken.append(place)
+    assert taken == []
