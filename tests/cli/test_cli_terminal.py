@@ -30,3 +30,8 @@ def test_a_text_of_a_peer_moves_no_cursor(show: Callable[[], None], capsys: pyte
     written = "".join(capsys.readouterr())
     assert SHOWN in written
     assert not set(written) & set("\x1b\x07\u202e\ud800")
+
+
+def test_what_can_be_printed_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    explain(HsmkmError("Zähler „Nord“ · 10 µs", "é…"))
+    assert "Zähler „Nord“ · 10 µs" in capsys.readouterr().err
