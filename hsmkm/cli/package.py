@@ -31,7 +31,7 @@ File = Annotated[Path, typer.Argument(help="A .p7m file.")]
 def export(
     to: Annotated[str, typer.Option(help="Party name of the recipient.")],
     meters: Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")] = None,
-    purpose: Annotated[str, typer.Option(help="delivery, distribution, transfer or migration.")] = "delivery",
+    purpose: Annotated[str, typer.Option(help="delivery, distribution or transfer.")] = "delivery",
     order: Annotated[str | None, typer.Option(help="All meters of this order (its id).")] = None,
 ) -> None:
     """Make a key package for a registered party.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
-from hsmkm.errors import TokenRefusedError
+from hsmkm.errors import InputError, TokenRefusedError
 
 if TYPE_CHECKING:
+    from hsmkm.steps import migrate as moving
     from hsmkm.steps import rotate as rotation
-    from hsmkm.steps import setup
+    from hsmkm.steps import setup, take_over
 else:
-    rotation, setup = deferred("hsmkm.steps", "rotate", "setup")
+    moving, rotation, setup, take_over = deferred("hsmkm.steps", "migrate", "rotate", "setup", "take_over")
+
+Approval = Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")]
 
 app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
 
@@ -62,7 +66,7 @@ def rotate(
     retire: Annotated[
         bool, typer.Option("--retire", help="Destroy the keys that earlier rotations replaced, instead.")
     ] = False,
-    approval: Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")] = None,
+    approval: Approval = None,
 ) -> None:
     """Make the next storage and integrity keys.
 
@@ -77,3 +81,35 @@ def rotate(
             return
         moved = worker.call(rotation.rotate, approval)
     show([{"keys": item.number, "table": item.table, "rows": item.rows} for item in moved], ("keys", "table", "rows"))
+
+
+@app.command()
+def migrate(
+    file: Annotated[Path, typer.Argument(help="The archive: a new file with --to, one from the old home with --from.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The old home: key-agreement certificate (PEM) of the new home's token.")
+    ] = None,
+    signer: Annotated[
+        Path | None, typer.Option("--from", help="The new home: package-signing certificate (PEM) of the old home.")
+    ] = None,
+    *,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Leave the old home at work; the archive is for when its token is lost.")
+    ] = False,
+    approval: Approval = None,
+) -> None:
+    """Move this party to another token.
+
+    The old home writes an archive, with every key wrapped for the new token, and is retired: it refuses all work from
+    then on. The new home, made with `hsmkm init` for the same party, takes it in whole. With --standby the old home
+    goes on, and whoever takes the archive over raises every counter.
+    """
+    if (to is None) == (signer is None) or (signer is not None and standby):
+        raise InputError("a migration is either --to a new token or --from an old home", hint="see --help")
+    with party_worker() as worker:
+        if to is not None:
+            done = worker.call(moving.migrate, to.resolve(), file.resolve(), standby, approval)
+        elif signer is not None:
+            done = worker.call(take_over.take_over, file.resolve(), signer.resolve(), approval)
+    row = {"party": done.party, "purpose": done.purpose, "files": done.files, "audit": done.audit, "file": done.path}
+    show([row], ("party", "purpose", "files", "audit", "file"))

@@ -41,7 +41,10 @@ SETTINGS = "hsmkm.toml"
 KEYS = "keys"
 """The folder of the key packages in an archive that moves a party; a home has no such folder."""
 
-FOLDERS = ("certificates", "trust", "trust/crl", "packages", "receipts", "models", KEYS)
+FORMER = "former"
+"""The folder of the stores that a home was moved out of, with the records of that time."""
+
+FOLDERS = ("certificates", "trust", "trust/crl", "packages", "receipts", "records", "approvals", "models", FORMER, KEYS)
 ALONE = (DATABASE, SETTINGS)
 MAX_MANIFEST = 48 << 20
 MAX_FILES = 200_000
@@ -224,7 +227,8 @@ class Archive:
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file = file
         self._name = name
-        self.signed: Signed = open_container(self._container())
+        self.container = self._read_container()
+        self.signed: Signed = open_container(self.container)
         self.manifest = parse_manifest(self.signed.content)
         whole = file.tell() + sum(_BLOCK + one.octets + len(_padding(one.octets)) for one in self.manifest.files)
         if os.fstat(file.fileno()).st_size != whole + len(_END):
@@ -246,7 +250,7 @@ class Archive:
             self._expect(_padding(one.octets), one.path)
         self._expect(_END, "the end")
 
-    def _container(self) -> bytes:
+    def _read_container(self) -> bytes:
         header = self._file.read(_BLOCK)
         match = re.fullmatch(rb"([0-7]{11})[ \0]", header[124:136])
         octets = int(match[1], 8) if match else MAX_CONTAINER + 1

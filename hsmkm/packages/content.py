@@ -211,16 +211,17 @@ def parse_content(data: bytes) -> PackageContent:
 
 
 def _content(fields: Fields) -> PackageContent:
-    fields.exactly((*_HEADER, "meters"), ("transport",))
-    header = _header(fields)
-    info = _transport(fields.inner("transport")) if fields.has("transport") else b""
+    fields.exactly((*HEADER, "meters"), ("transport",))
+    header = read_header(fields)
+    info = read_transport(fields.inner("transport")) if fields.has("transport") else b""
     return PackageContent(header, info, tuple(_meters(fields)))
 
 
-_HEADER = ("format", "id", "sequence", "created", "expires", "purpose", "sender", "recipient")
+HEADER = ("format", "id", "sequence", "created", "expires", "purpose", "sender", "recipient")
 
 
-def _header(fields: Fields) -> PackageHeader:
+def read_header(fields: Fields) -> PackageHeader:
+    """Read what every package says of itself."""
     fields.one_of("format", (FORMAT,))
     return PackageHeader(
         id=fields.uuid("id"),
@@ -242,7 +243,8 @@ def _peer_document(peer: Peer) -> dict[str, str]:
     return {"name": peer.name, "role": peer.role, "system_title": peer.system_title.hex().upper()}
 
 
-def _transport(fields: Fields) -> bytes:
+def read_transport(fields: Fields) -> bytes:
+    """Read how the keys travel: the recipient info in DER."""
     fields.exactly(("key_wrap", "recipient_info"))
     fields.one_of("key_wrap", (KEY_WRAP,))
     return fields.base64("recipient_info", MAX_RECIPIENT_INFO)
@@ -292,12 +294,12 @@ def _meter(fields: Fields) -> MeterEntry:
     )
 
 
-_ROLES: tuple[MeterRole, ...] = (*KeyRole, *SecretRole)
+ROLES: tuple[MeterRole, ...] = (*KeyRole, *SecretRole)
 
 
 def _keys(fields: Fields, suite: int) -> Iterator[WrappedKey]:
-    fields.exactly((), [role.value for role in _ROLES])
-    present = [role for role in _ROLES if fields.has(role.value)]
+    fields.exactly((), [role.value for role in ROLES])
+    present = [role for role in ROLES if fields.has(role.value)]
     if not present:
         fields.wrong("", "is empty")
     for role in present:
@@ -306,12 +308,12 @@ def _keys(fields: Fields, suite: int) -> Iterator[WrappedKey]:
         yield WrappedKey(
             role,
             key.octets("identity", IDENTITY_OCTETS),
-            key.octets("wrapped", *_wrapped_octets(role, suite)),
+            key.octets("wrapped", *wrapped_octets(role, suite)),
             Under(key.one_of("under", [one.value for one in Under])),
         )
 
 
-def _wrapped_octets(role: MeterRole, suite: int) -> tuple[int, ...]:
+def wrapped_octets(role: MeterRole, suite: int) -> tuple[int, ...]:
     """Give every length that a wrapped key of this role can have; a secret's is its own, whatever the suite."""
     octets = SECRET_OCTETS if isinstance(role, SecretRole) else (key_octets(suite),)
     return tuple(count + WRAP_OVERHEAD for count in octets)
@@ -349,6 +351,8 @@ def _whole_faults(content: PackageContent) -> Iterator[str]:
 
 def _purpose_faults(content: PackageContent) -> Iterator[str]:
     purpose = content.header.purpose
+    if purpose is Purpose.MIGRATION:
+        yield "a migration carries keys by their identity, in an archive with the store they belong to"
     for entry in content.meters:
         roles = {key.role for key in entry.keys}
         if purpose is Purpose.ACTIVATION and roles:

@@ -19,7 +19,6 @@ PURPOSES: dict[Purpose, tuple[str, tuple[str, ...]]] = {
 def role_reasons(purpose: Purpose, sender: Peer, recipient: Peer) -> Iterator[str]:
     """Say why a party of this role may not send a package of this purpose to the other."""
     if purpose is Purpose.MIGRATION:
-        yield "a migration is not made or taken: the invocation counters do not travel with the keys"
         if (sender.role, sender.system_title) != (recipient.role, recipient.system_title):
             yield "a migration goes from a party to itself"
         return

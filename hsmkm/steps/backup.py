@@ -20,6 +20,7 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.packages.archive import (
     ALONE,
     DATABASE,
+    FORMER,
     SETTINGS,
     Archive,
     ArchivePurpose,
@@ -43,7 +44,7 @@ from hsmkm.token.keyring import KINDS
 from hsmkm.token.session import open_session
 from hsmkm.token.vault import Vault
 
-FOLDERS = ("certificates", "trust", "packages", "receipts", "models")
+FOLDERS = ("certificates", "trust", "packages", "receipts", "records", "approvals", "models", FORMER)
 """The folders of a home that a backup takes; a token, PINs, locks and the TLS key lie in none of them."""
 
 COPY = ".backup"

@@ -195,6 +195,8 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
         raise InputError(f"unknown purpose {purpose!r}", hint=f"use one of {known}") from error
     if kind is Purpose.TRANSFER:
         raise RefusedError("a transfer changes the owner of meters", hint=f"hsmkm meter transfer METER --to {to}")
+    if kind is Purpose.MIGRATION:
+        raise RefusedError("a migration takes the whole home, with its counters", hint="hsmkm token migrate --to")
     content, reasons = [], []
     trust = trust_of(party)
     with party.store.read() as tx:

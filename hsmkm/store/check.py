@@ -23,6 +23,7 @@ from hsmkm.store import (
     packages,
     parties,
     permissions,
+    retirement,
     state,
     sums,
     transactions,
@@ -53,6 +54,7 @@ AUTHENTICATED = (
     groups.KEY_ROWS,
     groups.MEMBER_ROWS,
     urgent.ROWS,
+    retirement.ROWS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000

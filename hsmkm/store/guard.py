@@ -44,7 +44,7 @@ class Guard:
         anchor: Anchor | None,
         read: Callable[[], AbstractContextManager[Transaction]],
     ) -> None:
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self.anchor = anchor
         self._read = read
         self._known: StoreState | None = None
@@ -115,12 +115,12 @@ class Guard:
         if self.anchor is None:
             return
         with self.anchor.exclusive():
-            anchored = anchors.held(self.anchor, self._authenticator)
+            anchored = anchors.held(self.anchor, self.authenticator)
             recovered = self._opening is Opening.RECOVERY
             if recovered or anchored is None or anchored.advance < after.advance:
                 if not recovered:
                     anchors.refuse_older(after, anchored)
-                self.anchor.write(Anchored.of(after).encode(self._authenticator))
+                self.anchor.write(Anchored.of(after).encode(self.authenticator))
                 return
         anchors.refuse_older(after if anchored.advance == after.advance else self._now(), anchored)
 
@@ -129,7 +129,7 @@ class Guard:
         if self.anchor is None:
             return None
         with self.anchor.exclusive():
-            return anchors.held(self.anchor, self._authenticator)
+            return anchors.held(self.anchor, self.authenticator)
 
     def _now(self) -> StoreState:
         with self._read() as tx:

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0007"
+HEAD = "0008"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -470,6 +470,16 @@ urgent_renewals = Table(
     _column("reason", Text),
     _column("queued", BigInteger),
     _column("settled", BigInteger, null=True),
+    *_authenticated(),
+    sqlite_with_rowid=False,
+)
+
+retirement = Table(
+    "retirement",
+    metadata,
+    _key("number", Integer),
+    _column("recipient", LargeBinary),
+    _column("since", BigInteger),
     *_authenticated(),
     sqlite_with_rowid=False,
 )

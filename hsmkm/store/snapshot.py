@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -53,6 +54,12 @@ def describe(path: Path) -> Snapshot:
         ).fetchone()
         last = connection.execute("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1").fetchone()
     return Snapshot(revision, instance, number, *(last or (0, b"")))
+
+
+def digest(path: Path) -> bytes:
+    """Take the SHA-256 of a copy, 32 octets."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def key_numbers(path: Path) -> set[int]:

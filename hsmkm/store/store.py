@@ -49,6 +49,9 @@ class Authenticator(Protocol):
     def verify(self, data: bytes, mac: Mac) -> None:
         """Raise IntegrityError unless `mac` was made over `data` by the integrity key that it names."""
 
+    def still_there(self) -> None:
+        """Raise TokenUnreachableError if the keys for new work were retired by another process."""
+
 
 class StoreUnavailableError(HsmkmError):
     """The database is locked by another, full, damaged or gone; nothing was changed."""
@@ -242,14 +245,16 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def begin(self, action: str, subject: str, detail: Mapping[str, object]) -> Iterator[Transaction]:
+    def begin(
+        self, action: str, subject: str, detail: Mapping[str, object], *, although_retired: bool = False
+    ) -> Iterator[Transaction]:
         """Change the store: what the block does becomes durable at its end, together with its audit record.
 
-        Raises PolicyError without an authenticator, RefusedError for a row that is there already, and
-        StoreUnavailableError if the database cannot be written.
+        Raises PolicyError without an authenticator or in a home that was retired, RefusedError for a row that is there
+        already, and StoreUnavailableError if the database cannot be written.
         """
         text = canonical_json(detail)
-        with self._change() as tx:
+        with self._change(although_retired=although_retired) as tx:
             sequence, previous = state.newest_record(tx, tx.before)
             tx.sequence = sequence + 1
             yield tx
@@ -266,7 +271,7 @@ class Store:
             yield tx
 
     @contextmanager
-    def _change(self) -> Iterator[Transaction]:
+    def _change(self, *, although_retired: bool = False) -> Iterator[Transaction]:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
         after: StoreState | None = None
@@ -275,6 +280,10 @@ class Store:
                 engines.writes_through(connection)
                 tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
                 tx.before = self.guard.enter(tx)
+                if tx.before.mac.key_number > self.guard.authenticator.integrity_key:
+                    self.guard.authenticator.still_there()
+                if not although_retired:
+                    _refuse_retired(connection)
                 yield tx
                 if tx.appended or tx.changes.tables:
                     after = state.write(tx, tx.before.after(tx.changes, tx.appended, tx.counters))
@@ -331,6 +340,11 @@ def _append(tx: Transaction, previous: bytes, words: tuple[str, str, str, str]) 
     }
     tx.appended = tx.sequence, record_hash(record)
     tx.connection.execute(insert(schema.audit).values(record | {"hash": tx.appended[1]}))
+
+
+def _refuse_retired(connection: Connection) -> None:
+    if connection.execute(select(schema.retirement.c.number)).first() is not None:
+        raise PolicyError("this home is retired: its keys went to another token", hint="work with the new home")
 
 
 def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:

@@ -266,6 +266,10 @@ class Vault:
         if not hmac.compare_digest(self.keyring.mac(key, data), mac.value):
             raise IntegrityError("a MAC does not fit its data", hint="the data was altered, or belongs elsewhere")
 
+    def still_there(self) -> None:
+        """Look for the keys again; TokenUnreachableError where those for new work were retired meanwhile."""
+        self.keyring.still_there()
+
     def random(self, count: int) -> bytes:
         """Take random octets from the token."""
         return self.session.cryptoki.random(count)

@@ -192,7 +192,7 @@ def test_an_order_of_another_makers_meters_names_each(realm: Realm) -> None:
         ("nobody", "delivery", "there is no party nobody"),
         ("line", "delivery", "a package for delivery goes to a party of role utility, not line"),
         ("utility", "distribution", "a package for distribution comes from a party of role utility, not factory"),
-        ("utility", "migration", "a migration goes from a party to itself"),
+        ("utility", "migration", "a migration takes the whole home, with its counters"),
     ],
 )
 def test_keys_are_exported_only_to_whom_the_purpose_allows(realm: Realm, to: str, purpose: str, expected: str) -> None:

@@ -25,6 +25,7 @@ from hsmkm.store import (
     packages,
     parties,
     permissions,
+    retirement,
     transactions,
     urgent,
 )
@@ -82,6 +83,7 @@ def full(store: Store, factory: Factory) -> Store:
         groups.put_member(tx, groups.Member("north", meter.system_title, 0, 1))
         urgent.queue_group(tx, "north", 1, "a member is lost")
         urgent.settle_group(tx, "north", 2)
+        retirement.retire(tx, bytes(32))
     return store
 
 

@@ -165,6 +165,9 @@ class AllowAll:
     def mac(self, data: bytes) -> Mac:
         return Mac(1, bytes(len(data[:32])))
 
+    def still_there(self) -> None:
+        pass
+
     def verify(self, data: bytes, mac: Mac) -> None:
         assert len(data) > len(mac.value)
 
@@ -216,6 +219,14 @@ class NoValueTwice(RuleBasedStateMachine):
                 counters.raise_to(tx, KEY, CLIENT, value, 20)
         except RefusedError:
             return
+
+    @rule(count=st.integers(1, 9))
+    def give_up(self, count: int) -> None:
+        with self.store.begin("skip", "x", {}) as tx:
+            counters.skip(tx, KEY, CLIENT, count)
+            counter = counters.current(tx, KEY, CLIENT)
+        assert counter is not None
+        assert counter.next > max(self.given, default=0) + count - 1
 
     @invariant()
     def no_value_twice(self) -> None:
