@@ -384,7 +384,7 @@ def test_purposes_go_only_where_they_belong(realm: Realm) -> None:
         data = forge(party, certified(realm, "utility"), title_of(1), purpose=Purpose.DISTRIBUTION).data
     assert refused(realm, data) == {
         "a package for distribution comes from a party of role utility, not factory",
-        "a package for distribution goes to a party of role concentrator, not utility",
+        "a package for distribution goes to a party of role concentrator or third-party, not utility",
     }
 
 
