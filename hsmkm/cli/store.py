@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, inherited, inspecting_worker, party_worker, show
+from hsmkm.cli.frame import frame, inherited, inspecting_worker, party_worker, show, talk
 from hsmkm.errors import IntegrityError
 from hsmkm.token.workers import Worker
 
 if TYPE_CHECKING:
     from hsmkm.steps import attest, setup
     from hsmkm.steps import backup as archives
+    from hsmkm.steps import recover as recover_step
     from hsmkm.steps.results import Backup
 else:
-    archives, attest, setup = deferred("hsmkm.steps", "backup", "attest", "setup")
+    archives, attest, recover_step, setup = deferred("hsmkm.steps", "backup", "attest", "recover", "setup")
 
-app = typer.Typer(help="The store: its integrity and its schema.", no_args_is_help=True)
+app = typer.Typer(help="The store: its integrity, its schema, and its way back from a backup.", no_args_is_help=True)
 
 
 @app.command()
@@ -79,3 +80,31 @@ def show_archive(done: Backup) -> None:
     """Show what an archive holds."""
     row = {"party": done.party, "files": done.files, "octets": done.octets, "audit": done.audit, "file": done.path}
     show([row], ("party", "files", "octets", "audit", "file"))
+
+
+@app.command()
+def recover(
+    approval: Annotated[
+        str | None, typer.Option(help="Approval of a second officer, where the policy wants one.")
+    ] = None,
+) -> None:
+    """Go on with a database that was restored.
+
+    Every counter, package sequence and generation is raised above all that can have been used in the time that is
+    lost, and the anchor follows. Stop every other process of this home first.
+    """
+    here = frame()
+    with Worker(recover_step.open_recovery, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+        done = worker.call(recover_step.recover_store, approval)
+    show(
+        [
+            {
+                "lost_changes": "unknown" if done.changes is None else done.changes,
+                "counter_jump": done.counter_jump,
+                "counters_raised": done.counters,
+                "urgent_renewals": done.meters,
+            }
+        ],
+        ("lost_changes", "counter_jump", "counters_raised", "urgent_renewals"),
+    )
+    talk("keys and packages of the lost time are gone; next: hsmkm resolve, hsmkm renew --urgent")

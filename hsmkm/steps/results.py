@@ -146,3 +146,13 @@ class Permission:
     meter: str
     party: str
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a store lost and how it goes on: changes that are gone (None: unknown), counters raised, meters to renew."""
+
+    changes: int | None
+    counter_jump: int
+    counters: int
+    meters: int

@@ -188,7 +188,9 @@ def revoked(tx: Transaction, issuer: str) -> list[Issuance]:
 def next_crl_number(tx: Transaction, issuer: str) -> int:
     """Return the number of the next CRL of an issuer (RFC 5280, 5.2.3: it rises)."""
     table_ = revocation_lists
-    return (tx.connection.scalar(select(func.max(table_.c.number)).where(table_.c.issuer == issuer)) or 0) + 1
+    last = tx.connection.scalar(select(func.max(table_.c.number)).where(table_.c.issuer == issuer)) or 0
+    state = tx.state()
+    return max(last, state.sequence_floor if state else 0) + 1
 
 
 def record_crl(tx: Transaction, issuer: str, number: int, dates: tuple[datetime, datetime], digest: bytes) -> None:

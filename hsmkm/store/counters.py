@@ -14,7 +14,10 @@ are given up, so that nothing is remembered but two numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from sqlalchemy import tuple_
 
 from hsmkm.dlms.suspicion import RepeatedCounterError
 from hsmkm.errors import IntegrityError, RefusedError
@@ -29,6 +32,7 @@ from hsmkm.store.store import StoredRow, Transaction
 LAST = 2**32 - 1
 """The highest invocation counter (IEC 62056-5-3, 4 octets); beyond it a key must be renewed."""
 
+PAGE = 1000
 ROWS = AuthenticatedTable(
     "hsmkm counter/1",
     counters,
@@ -87,7 +91,7 @@ def reserve(
     if lease is not None:
         leases.check(tx, lease)
     row = _row(tx, identity, client_title)
-    given, counter = _counter(row, begin_at).take(count)
+    given, counter = _counter(row, _begin(tx, begin_at)).take(count)
     _write(tx, row, identity, client_title, counter)
     return given
 
@@ -98,7 +102,7 @@ def raise_to(tx: Transaction, identity: bytes, client_title: bytes, value: int, 
     Raises RefusedError if that is more than `max_jump` above what is next now.
     """
     row = _row(tx, identity, client_title)
-    counter = _counter(row, 1)
+    counter = _counter(row, _begin(tx, 1))
     _check_jump(counter, value, max_jump)
     if value >= counter.next:
         _write(tx, row, identity, client_title, counter.moved_to(value + 1))
@@ -120,7 +124,7 @@ def reserve_trial(
     if lease is not None:
         leases.check(tx, lease)
     row = _row(tx, identity, client_title)
-    counter = _counter(row, 1)
+    counter = _counter(row, _begin(tx, 1))
     _check_jump(counter, hint, max_jump)
     given, tried = counter.try_after(hint, count)
     _write(tx, row, identity, client_title, tried)
@@ -179,6 +183,42 @@ def lowest_received(tx: Transaction, identity: bytes, server_title: bytes) -> in
     return 0 if row is None else int(row["lowest"])
 
 
+def recover(tx: Transaction, jump: int, highest: int) -> tuple[int, list[bytes]]:
+    """Raise every counter above what it can have been in a time that the store has lost; how many, and which are spent.
+
+    No counter went further than `jump` in that time or reached more than `highest`. Spent are those whose values may
+    all have been used: their keys must be renewed.
+    """
+    raised, spent = 0, []
+    for row in _every_row(tx):
+        ROWS.verify(tx, row)
+        counter = _counter(row, 1)
+        top = max(counter.next, counter.trial_next)
+        value = min(top + jump, max(top, highest), LAST + 1)
+        if value > counter.next:
+            _write(tx, row, row["identity"], row["client_title"], Counter(value))
+            raised += 1
+        if value > LAST:
+            spent.append(row["identity"])
+    return raised, spent
+
+
+def _every_row(tx: Transaction) -> Iterator[StoredRow]:
+    """Read all rows in pages, so that each can be changed before the next is read."""
+    key = tuple_(*(counters.c[name] for name in ROWS.key))
+    statement = ROWS.everything().limit(PAGE)
+    page = tx.all(statement)
+    while page:
+        yield from page
+        page = tx.all(statement.where(key > tuple_(*(page[-1][name] for name in ROWS.key))))
+
+
+def _begin(tx: Transaction, begin_at: int) -> int:
+    """Say where a counter without a row begins: after a recovery, above what a row that was lost can have reached."""
+    offset = tx.before.counter_offset if tx.before else 0
+    return min(begin_at + offset, LAST)
+
+
 def _row(tx: Transaction, identity: bytes, client_title: bytes) -> StoredRow | None:
     return ROWS.fetch(tx, identity=identity, client_title=client_title)
 
@@ -195,6 +235,9 @@ def _write(tx: Transaction, row: StoredRow | None, identity: bytes, client_title
         "trial_low": counter.trial_low or None,
         "trial_next": counter.trial_next or None,
     }
+    reached = max(counter.next, counter.trial_next)
+    before = _counter(row, 1)
+    tx.counter_moved((identity, client_title), reached - max(before.next, before.trial_next), reached)
     if row is None:
         _check_names(identity, client_title)
         ROWS.insert(tx, {"identity": identity, "client_title": client_title} | values)

@@ -152,8 +152,9 @@ def due(tx: Transaction, limit: int) -> list[KeySet]:
 
 
 def next_generation(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> int:
-    """Return the lowest generation above all that were ever stored here, destroyed ones too."""
-    highest = 0
+    """Return the lowest generation above all that were ever stored here, destroyed ones and lost ones too."""
+    state = tx.state()
+    highest = state.generation_floor if state else 0
     for rows in (table, schema.key_states):
         statement = select(func.max(rows.c.generation))
         for name, value in _place(system_title, security_setup, client).items():

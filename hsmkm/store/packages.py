@@ -65,8 +65,9 @@ def add(tx: Transaction, package: PackageRecord) -> None:
 
 
 def next_sequence(tx: Transaction, peer: str, purpose: str) -> int:
-    """Return the sequence for the next package to this peer; it is taken when the package is added."""
-    return _last(tx, Direction.SENT, peer, purpose) + 1
+    """Return the sequence for the next package to this peer, above lost ones too; adding the package takes it."""
+    state = tx.state()
+    return max(_last(tx, Direction.SENT, peer, purpose), state.sequence_floor if state else 0) + 1
 
 
 def last_sequence(tx: Transaction, peer: str, purpose: str) -> int:

@@ -81,7 +81,7 @@ class StoreState:
 
 def first(tx: Transaction) -> StoreState:
     """Give the state of a store that has none yet, as its tables are."""
-    instance, digest = _epochs(tx)
+    instance, digest = epochs(tx)
     begun = StoreState(instance, schema.HEAD, digest, sums=sums.taken(tx.connection))
     sequence, hash_ = newest_record(tx)
     return replace(begun, audit_sequence=sequence, audit_hash=hash_)
@@ -95,7 +95,7 @@ def fetch(tx: Transaction, known: StoreState | None = None) -> StoreState | None
     row = tx.one(select(table).where(table.c.number == _ONLY))
     if row is None:
         return None
-    instance, digest = _epochs(tx)
+    instance, digest = epochs(tx)
     found = _state(row, instance)
     if found != known:
         tx.verify(f"{NAME} {_ONLY}", found.mac, LABEL, instance, *found.values().values())
@@ -142,7 +142,7 @@ def _state(row: StoredRow, instance: bytes) -> StoreState:
     )
 
 
-def _epochs(tx: Transaction) -> tuple[bytes, bytes]:
+def epochs(tx: Transaction) -> tuple[bytes, bytes]:
     """Give the store's instance and the digest of its epochs (SHA-256, 32 octets)."""
     rows = tx.all(select(schema.epoch).order_by(schema.epoch.c.number))
     if not rows:

@@ -82,6 +82,11 @@ class Transaction:
         """Give the verified state of the store as this transaction found it; nothing while a new one has none."""
         return self.before or state.fetch(self)
 
+    def counter_moved(self, counter: object, increase: int, reached: int) -> None:
+        """Note how far a counter was moved, and to where: recovery must know how far any can have gone."""
+        moved, highest = self.counters.get(counter, (0, 0))
+        self.counters[counter] = moved + max(increase, 0), max(highest, reached)
+
     def effect(self, data: bytes) -> None:
         """Tell the audit record what was changed; raises PolicyError in a transaction that only reads."""
         if not self._writes:
