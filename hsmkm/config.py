@@ -21,7 +21,7 @@ from hsmkm.meter_model import FLAG_ID, MeterModel
 from hsmkm.reading_settings import ReadingSettings
 
 SETTINGS_FILE = "hsmkm.toml"
-ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party")
+ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party", "officer")
 CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,7 +78,10 @@ def register_officers(realm: Realm, home: str, people: dict[str, Person]) -> Non
             add_officer(party, person.name, ("officer",), person.file)
 
 
-def set_policy(realm: Realm, home: str, text: str) -> None:
-    """Add lines to the section policy of a home's settings."""
+def set_policy(realm: Realm, home: str, **settings: str) -> None:
+    """Give settings of the section policy these values, written as in TOML."""
     path = realm.home(home) / "hsmkm.toml"
-    path.write_text(path.read_text().replace("[policy]\n", f"[policy]\n{text}\n"))
+    names = "|".join(settings)
+    kept = [line for line in path.read_text().splitlines() if not re.match(rf"({names}) *=", line)]
+    lines = "\n".join(f"{name} = {value}" for name, value in settings.items())
+    path.write_text("\n".join(kept).replace("[policy]", f"[policy]\n{lines}") + "\n")

@@ -160,3 +160,9 @@ def test_a_pki_is_set_up_renewed_and_revoked_as_its_page_says(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "Certificate request self-signature verify OK" in done.stdout + done.stderr
     assert "certificates/factory/tls.pem: OK" in done.stdout
+
+
+@pytest.mark.slow
+def test_four_eyes_go_as_their_page_says(realm: Realm, tmp_path: Path) -> None:
+    realm.order(1, 2)
+    assert differences(walk("four-eyes.md", {"LAB": str(realm.folder)}, tmp_path)) == []

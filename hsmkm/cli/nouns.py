@@ -16,6 +16,8 @@ _MODULES = {
     "token": "token",
     "pki": "pki",
     "party": "party",
+    "officer": "officer",
+    "approval": "approval",
     "model": "model",
     "meter": "meter",
     "key": "key",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.steps.results import Taken
@@ -33,13 +34,14 @@ def export(
     meters: Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")] = None,
     purpose: Annotated[str, typer.Option(help="delivery, distribution or transfer.")] = "delivery",
     order: Annotated[str | None, typer.Option(help="All meters of this order (its id).")] = None,
+    approval: Approval = "",
 ) -> None:
     """Make a key package for a registered party.
 
     The keys are wrapped for it, and the signed package is written to HOME/packages.
     """
     with party_worker() as worker:
-        sent = worker.call(deliver.export, purpose, to, tuple(meters or ()), order)
+        sent = worker.call(deliver.export, purpose, to, tuple(meters or ()), order, named(approval))
     show(
         [{"package": sent.id, "purpose": sent.purpose, "to": sent.recipient, "meters": sent.meters, "file": sent.path}],
         ("package", "purpose", "to", "meters", "file"),

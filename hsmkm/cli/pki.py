@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.errors import RefusedError
@@ -47,6 +48,7 @@ def create_root(
     transcript: Annotated[
         Path | None, typer.Option(help="File for the transcript of the ceremony, to be signed on paper.")
     ] = None,
+    approval: Approval = "",
 ) -> None:
     """Make a root authority.
 
@@ -54,22 +56,24 @@ def create_root(
     """
     with party_worker() as worker:
         if transcript is None:
-            _show([worker.call(certify.create_root, name, curve)])
+            _show([worker.call(certify.create_root, name, curve, named(approval))])
         else:
-            _show([worker.call(ceremony.create_root_with_transcript, name, curve, transcript.resolve())])
+            path = transcript.resolve()
+            _show([worker.call(ceremony.create_root_with_transcript, name, curve, path, named(approval))])
 
 
 @app.command()
 def create_issuing(
     name: Annotated[str, typer.Argument(help="The authority's name.")],
     profile: Annotated[
-        str, typer.Option(help="issuing (DLMS and TLS) or package-issuing (package signing).")
+        str, typer.Option(help="issuing (DLMS, TLS), package-issuing (package signing) or officer-issuing (officers).")
     ] = "issuing",
     curve: Curve = "P-384",
+    approval: Approval = "",
 ) -> None:
     """Make an issuing authority under the root."""
     with party_worker() as worker:
-        _show([worker.call(certify.create_issuing, profile, name, curve)])
+        _show([worker.call(certify.create_issuing, profile, name, curve, named(approval))])
 
 
 @app.command()
@@ -128,13 +132,13 @@ def install(folder: Folder) -> None:
 
 
 @app.command()
-def trust(root: Annotated[Path, typer.Argument(help="The root's certificate, PEM.")]) -> None:
+def trust(root: Annotated[Path, typer.Argument(help="The root's certificate, PEM.")], approval: Approval = "") -> None:
     """Place a trust anchor.
 
     Compare the fingerprint shown with the one that the authority tells you.
     """
     with party_worker() as worker:
-        made = worker.call(certify.place_anchor, root.resolve())
+        made = worker.call(certify.place_anchor, root.resolve(), named(approval))
     show([{"anchor": made.subject, "sha256": made.serial, "file": made.path}], ("anchor", "sha256", "file"))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
 from hsmkm.errors import InputError, TokenRefusedError
@@ -18,13 +19,11 @@ if TYPE_CHECKING:
 else:
     moving, rotation, setup, take_over = deferred("hsmkm.steps", "migrate", "rotate", "setup", "take_over")
 
-Approval = Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")]
-
 app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
 
 
 @app.command()
-def init() -> None:
+def init(approval: Approval = "") -> None:
     """Make the token, its keys and the store.
 
     The keys are those for storage, integrity and signing.
@@ -33,7 +32,7 @@ def init() -> None:
     """
     here = frame()
     with worker_starter(setup.open_settings, here.home)() as worker:
-        made = worker.call(setup.make_token, here.actor)
+        made = worker.call(setup.make_token, here.actor, named(approval))
     show([{"token": made.uri, "key": key} for key in made.keys], ("key", "token"))
 
 
@@ -66,7 +65,7 @@ def rotate(
     retire: Annotated[
         bool, typer.Option("--retire", help="Destroy the keys that earlier rotations replaced, instead.")
     ] = False,
-    approval: Approval = None,
+    approval: Approval = "",
 ) -> None:
     """Make the next storage and integrity keys.
 
@@ -76,10 +75,10 @@ def rotate(
     """
     with party_worker() as worker:
         if retire:
-            gone = worker.call(rotation.retire, approval)
+            gone = worker.call(rotation.retire, named(approval))
             show([{"key": key, "result": "destroyed"} for key in gone], ("key", "result"))
             return
-        moved = worker.call(rotation.rotate, approval)
+        moved = worker.call(rotation.rotate, named(approval))
     show([{"keys": item.number, "table": item.table, "rows": item.rows} for item in moved], ("keys", "table", "rows"))
 
 
@@ -96,7 +95,7 @@ def migrate(
     standby: Annotated[
         bool, typer.Option("--standby", help="Leave the old home at work; the archive is for when its token is lost.")
     ] = False,
-    approval: Approval = None,
+    approval: Approval = "",
 ) -> None:
     """Move this party to another token.
 
@@ -108,8 +107,8 @@ def migrate(
         raise InputError("a migration is either --to a new token or --from an old home", hint="see --help")
     with party_worker() as worker:
         if to is not None:
-            done = worker.call(moving.migrate, to.resolve(), file.resolve(), standby, approval)
+            done = worker.call(moving.migrate, to.resolve(), file.resolve(), standby, named(approval))
         elif signer is not None:
-            done = worker.call(take_over.take_over, file.resolve(), signer.resolve(), approval)
+            done = worker.call(take_over.take_over, file.resolve(), signer.resolve(), named(approval))
     row = {"party": done.party, "purpose": done.purpose, "files": done.files, "audit": done.audit, "file": done.path}
     show([row], ("party", "purpose", "files", "audit", "file"))

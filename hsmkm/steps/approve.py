@@ -18,17 +18,18 @@ from pathlib import Path
 
 from cryptography import x509
 
-from hsmkm.config import OFFICER_CHANGE, Settings
+from hsmkm.config import APPROVABLE, OFFICER_CHANGE, Settings
+from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, PolicyError, RefusedError
-from hsmkm.packages.approval import MAX_SIGNED, ApprovalRequest, digest_of, open_approval
+from hsmkm.packages.approval import MAX_REQUEST, MAX_SIGNED, ApprovalRequest, digest_of, open_approval, parse_request
 from hsmkm.packages.fields import time_text
-from hsmkm.packages.strict_json import canonical
+from hsmkm.packages.strict_json import canonical, parse
 from hsmkm.pki.certificates import fingerprint, parse_certificate
 from hsmkm.pki.trust import TrustStore
-from hsmkm.steps.certify import trust_in
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.trusted import trust_in
 from hsmkm.store import approvals, certificates, officers
-from hsmkm.store.approvals import OPEN, Approval, Decision
+from hsmkm.store.approvals import OPEN, USED, Approval, Decision
 from hsmkm.store.officers import OFFICER, Officer
 from hsmkm.store.store import Transaction
 
@@ -52,20 +53,36 @@ def require_approval(
     `request` holds every detail that a second officer must see: text, whole numbers, lists and dictionaries. `approval`
     is the id of an approval added before, or the file of a signed one, which is then added in this transaction.
     """
+    found = _fitting(tx, party, (action, subject, request), approval)
+    if found is not None:
+        approvals.put(tx, replace(found, state=USED))
+
+
+def check_approval(
+    party: Party, action: str, subject: str, request: Mapping[str, object], approval: str | None
+) -> None:
+    """Raise what `require_approval` would raise, before work that cannot be undone; nothing is used up."""
+    with party.store.read() as tx:
+        _fitting(tx, party, (action, subject, request), approval)
+
+
+def _fitting(
+    tx: Transaction, party: Party, wanted: tuple[str, str, Mapping[str, object]], approval: str | None
+) -> Approval | None:
+    """Give the approval that allows this, None where none is needed; ApprovalRequiredError with every reason."""
+    action, subject, request = wanted
     if not is_required(tx, party.settings, action):
-        return
+        return None
     if not approval:
-        raise _refused(party, f"{action} of {subject} needs the approval of a second officer", action, subject, request)
+        raise _refused(party, f"{action} of {subject} needs the approval of a second officer", wanted)
     try:
         found = _named(tx, party, approval)
         reasons = list(_reasons(tx, party, found, (action, subject, digest_of(request))))
     except RefusedError as error:
         reasons = [*error.reasons] or [error.message]
     if reasons:
-        raise _refused(
-            party, f"approval {approval} does not allow this: {'; '.join(reasons)}", action, subject, request
-        )
-    approvals.use(tx, found.id)
+        raise _refused(party, f"approval {approval} does not allow this: {'; '.join(reasons)}", wanted)
+    return found
 
 
 def is_required(tx: Transaction, settings: Settings, action: str) -> bool:
@@ -76,6 +93,23 @@ def is_required(tx: Transaction, settings: Settings, action: str) -> bool:
         return True
     registered = [one for one in officers.listing(tx) if one.has(OFFICER)]
     return len(registered) >= max(_FEWEST, settings.policy.approvals)
+
+
+def write_request(
+    settings: Settings, actor: str, what: tuple[str, str, str], out: Path | None
+) -> tuple[ApprovalRequest, Path]:
+    """Write the request for (action, subject, JSON of the request) to a file, by default HOME/approvals/ID.json."""
+    action, subject, text = what
+    if action not in APPROVABLE:
+        raise InputError(f"{action!r} is nothing that is approved", hint=f"use one of {', '.join(APPROVABLE)}")
+    asked = parse(text.encode(), MAX_REQUEST, "the request")
+    if not isinstance(asked, dict):
+        raise InputError("the request is not a JSON object", hint="take it from the hint of the command refused")
+    data = new_request(settings, actor, action, subject, asked)
+    made = parse_request(data)
+    path = out or settings.home / "approvals" / f"{made.id}.json"
+    replace_file(path, data)
+    return made, path
 
 
 def new_request(settings: Settings, actor: str, action: str, subject: str, request: Mapping[str, object]) -> bytes:
@@ -99,6 +133,13 @@ def take(tx: Transaction, party: Party, data: bytes) -> Approval:
 
     Raises InputError and IntegrityError where it is no signed request, RefusedError with every reason for all else.
     """
+    found = _signed(tx, party, data)
+    approvals.put(tx, found)
+    return found
+
+
+def _signed(tx: Transaction, party: Party, data: bytes) -> Approval:
+    """Check a signed request; gives the approval as it is with this signature."""
     request, signed = open_approval(data)
     known = approvals.get(tx, request.id)
     reasons = [*_request_reasons(party, request), *_signer_reasons(tx, party, request.requested_by, signed.signer)]
@@ -109,11 +150,7 @@ def take(tx: Transaction, party: Party, data: bytes) -> Approval:
         hint = "nothing was recorded; a request that was refused is made anew"
         raise RefusedError(f"approval {request.id} is refused", reasons, hint=hint)
     decision = Decision(signer.name, signer.fingerprint, hashlib.sha256(data).digest(), time_text(signed.signed_at))
-    if known is not None:
-        return approvals.decide(tx, known, decision)
-    made = _approval(request, decision)
-    approvals.add(tx, made)
-    return made
+    return _approval(request, (*(known.decisions if known else ()), decision))
 
 
 def read_signed(path: Path) -> bytes:
@@ -136,7 +173,7 @@ def officer_trust(tx: Transaction, party: Party, certificate: x509.Certificate, 
     return []
 
 
-def _approval(request: ApprovalRequest, decision: Decision) -> Approval:
+def _approval(request: ApprovalRequest, decisions: tuple[Decision, ...]) -> Approval:
     return Approval(
         id=request.id,
         action=request.action,
@@ -145,7 +182,7 @@ def _approval(request: ApprovalRequest, decision: Decision) -> Approval:
         requested_by=request.requested_by,
         created=request.created,
         expires=request.expires,
-        decisions=(decision,),
+        decisions=decisions,
     )
 
 
@@ -153,7 +190,7 @@ def _named(tx: Transaction, party: Party, approval: str) -> Approval:
     try:
         wanted = str(uuid.UUID(approval))
     except ValueError:
-        return take(tx, party, read_signed(Path(approval)))
+        return _signed(tx, party, read_signed(Path(approval)))
     found = approvals.get(tx, wanted)
     if found is None:
         raise RefusedError(f"there is no approval {wanted}")
@@ -224,8 +261,7 @@ def _registered(tx: Transaction, pinned: bytes) -> Officer | None:
 
 
 def _known_reasons(known: Approval, request: ApprovalRequest, signer: Officer | None) -> Iterator[str]:
-    same = replace(_approval(request, known.decisions[0]), decisions=known.decisions, state=known.state)
-    if known != same:
+    if known != replace(_approval(request, known.decisions), state=known.state):
         yield "another request is recorded under its id"
     if known.state != OPEN:
         yield "it was used before"
@@ -233,12 +269,9 @@ def _known_reasons(known: Approval, request: ApprovalRequest, signer: Officer | 
         yield f"{signer.name} has signed it already"
 
 
-def _refused(
-    party: Party, message: str, action: str, subject: str, request: Mapping[str, object]
-) -> ApprovalRequiredError:
+def _refused(party: Party, message: str, wanted: tuple[str, str, Mapping[str, object]]) -> ApprovalRequiredError:
     """Refuse, with the command that asks for the approval of exactly this: what is to be done is not typed by hand."""
-    text = canonical(dict(request)).decode()
+    action, subject, request = wanted
     frame = ("hsmkm", "--home", str(party.home), "--actor", party.actor)
-    return ApprovalRequiredError(
-        message, hint=shlex.join((*frame, "approval", "request", action, subject, "--request", text))
-    )
+    asked = ("approval", "request", action, subject, "--request", canonical(dict(request)).decode())
+    return ApprovalRequiredError(message, hint=shlex.join((*frame, *asked)))

@@ -31,12 +31,12 @@ SIGNATURES = 3
 _HEX_GROUP = 4
 
 
-def create_root_with_transcript(party: Party, name: str, curve: str, path: Path) -> Made:
+def create_root_with_transcript(party: Party, name: str, curve: str, path: Path, approval: str = "") -> Made:
     """Make a root as `create_root` does, and write the transcript; RefusedError where that file is there already."""
     if path.exists():
         raise RefusedError(f"{path} is there already", hint="a transcript is written once: name a new file")
     begun = utc_now()
-    made = create_root(party, name, curve)
+    made = create_root(party, name, curve, approval)
     (certificate,) = read_certificates(made.path)
     text = "\n".join(_lines(party, certificate, f"{begun:%Y-%m-%d %H:%M:%S} UTC")) + "\n"
     replace_file(path, text.encode())

@@ -7,7 +7,7 @@ requests are signed by the keys they are for, in its token; the TLS key alone li
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.durable_file import replace_file
-from hsmkm.errors import InputError, IntegrityError, RefusedError
+from hsmkm.errors import InputError, RefusedError
 from hsmkm.pki import authority as authorities
 from hsmkm.pki.authority import Authority
 from hsmkm.pki.certificates import (
@@ -28,37 +28,54 @@ from hsmkm.pki.certificates import (
     write_certificates,
 )
 from hsmkm.pki.lint import Linted
-from hsmkm.pki.profiles import KNOWN_ARCS, POLICY_ARC
+from hsmkm.pki.profiles import POLICY_ARC
 from hsmkm.pki.requests import build_request
 from hsmkm.pki.revocation import MAX_CRL, Revocation, build_crl, is_signed_by, number, parse_crl
 from hsmkm.pki.slots import P384, SLOTS, Slot, curve_of, slots_for
 from hsmkm.pki.tls_key import create_tls_key, load_tls_key
 from hsmkm.pki.trust import TrustStore
+from hsmkm.steps.approve import check_approval, require_approval
 from hsmkm.steps.issuances import record_planned
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Made
+from hsmkm.steps.trusted import placed, trust_in
 from hsmkm.store import certificates
 from hsmkm.store.certificates import CertificateRecord, Source
 from hsmkm.store.store import Transaction
 from hsmkm.token.signer import TokenSigner
 
+Approved = Callable[[Transaction], None]
+"""Uses up what approves an authority, in the transaction that records its certificate."""
+
 AUTHORITY_PROFILES = ("root", "issuing", "package-issuing", "officer-issuing")
 
 
-def create_root(party: Party, name: str, curve: str) -> Made:
+def create_root(party: Party, name: str, curve: str, approval: str = "") -> Made:
     """Make a root key in the token and its self-signed certificate; RefusedError where the token has one."""
+    approved = _approved(party, "root", name, curve, approval)
     _make_key(party, "root", curve)
     signer = TokenSigner(party.vault, "ca:root")
-    made = authorities.create_root(signer, name, utc_now(), lambda linted: _record(party, "root", linted))
+    made = authorities.create_root(signer, name, utc_now(), lambda linted: _record(party, "root", linted, approved))
     return _keep_authority(party, "root", made)
 
 
-def create_issuing(party: Party, profile_name: str, name: str, curve: str) -> Made:
-    """Make an issuing authority under the root: `issuing` for DLMS and TLS, `package-issuing` for package signing."""
-    root = open_authority(party, "root")
+def create_issuing(party: Party, profile_name: str, name: str, curve: str, approval: str = "") -> Made:
+    """Make an issuing authority under the root.
+
+    `issuing` is for DLMS and TLS, `package-issuing` for package signing, `officer-issuing` for officers.
+    """
+    approved = _approved(party, profile_name, name, curve, approval)
+    root = open_authority(party, "root", approved)
     label, arc = _make_key(party, profile_name, curve), party.settings.pki.policy_arc or POLICY_ARC
     made = authorities.create_issuing(root, profile_name, name, party.vault.public_key(label), utc_now(), arc)
     return _keep_authority(party, profile_name, made)
+
+
+def _approved(party: Party, profile_name: str, name: str, curve: str, approval: str) -> Approved:
+    """Check the approval of an authority before its key is made; it is used up where its certificate is recorded."""
+    wanted = party, "ca-create", name, {"profile": profile_name, "curve": curve}, approval
+    check_approval(*wanted)
+    return lambda tx: require_approval(tx, *wanted)
 
 
 def _make_key(party: Party, profile_name: str, curve: str) -> str:
@@ -78,16 +95,19 @@ def _keep_authority(party: Party, profile_name: str, made: x509.Certificate) -> 
     return Made(profile_name, common_name(made.subject) or "", path, f"{made.serial_number:X}")
 
 
-def open_authority(party: Party, profile_name: str) -> Authority:
+def open_authority(party: Party, profile_name: str, approved: Approved | None = None) -> Authority:
     """Take an authority's key and certificate; RefusedError where this home has no such authority."""
     certificate = own_chain(party, profile_name)[0]
     signer = TokenSigner(party.vault, f"ca:{profile_name}")
-    return Authority(signer, certificate, lambda linted: _record(party, profile_name, linted))
+    return Authority(signer, certificate, lambda linted: _record(party, profile_name, linted, approved))
 
 
-def _record(party: Party, issuer: str, linted: Linted) -> None:
+def _record(party: Party, issuer: str, linted: Linted, approved: Approved | None = None) -> None:
     plan = linted.plan
-    with party.store.begin("pki-issue", plan.subject, {"profile": plan.profile.name, "issuer": issuer}) as tx:
+    action = "pki-authority-begin" if approved is not None else "pki-issue"
+    with party.store.begin(action, plan.subject, {"profile": plan.profile.name, "issuer": issuer}) as tx:
+        if approved is not None:
+            approved(tx)
         record_planned(tx, linted)
 
 
@@ -289,7 +309,7 @@ def curve_reasons(one: Slot, leaf: x509.Certificate) -> Iterator[str]:
         yield f"the key is not on {one.curve}"
 
 
-def place_anchor(party: Party, path: Path) -> Made:
+def place_anchor(party: Party, path: Path, approval: str = "") -> Made:
     """Place a trust anchor, an explicit act: compare the fingerprint shown with what the authority told you."""
     (anchor,) = read_certificates(path)[:1]
     if not _issued(anchor, anchor):
@@ -299,7 +319,10 @@ def place_anchor(party: Party, path: Path) -> Made:
     folder = party.home / "trust"
     present = _read_if_there(folder / "anchors.pem")
     name = common_name(anchor.subject) or ""
-    with party.store.begin("pki-trust", name, {"fingerprint": fingerprint(anchor).hex()}) as tx:
+    request = {"fingerprint": fingerprint(anchor).hex()}
+    with party.store.begin("pki-trust", name, request) as tx:
+        if fingerprint(anchor) not in placed(tx):
+            require_approval(tx, party, "trust-anchor", name, request, approval)
         keep(tx, entry(anchor, "root", name, Source.ANCHOR))
     write_certificates(folder / "anchors.pem", dict.fromkeys([*present, anchor]))
     return Made("root", name, folder / "anchors.pem", fingerprint(anchor).hex())
@@ -358,20 +381,3 @@ def trust_of(party: Party) -> TrustStore:
     """Load anchors, intermediates and CRLs; IntegrityError where the anchors' file holds one that was never placed."""
     with party.store.read() as tx:
         return trust_in(party, tx)
-
-
-def trust_in(party: Party, tx: Transaction) -> TrustStore:
-    """Load them as `trust_of` does, within a transaction."""
-    own = party.settings.pki.policy_arc
-    trust = TrustStore.load(party.home / "trust", (*([own] if own else []), *KNOWN_ARCS))
-    placed = _placed(tx)
-    if any(fingerprint(anchor) not in placed for anchor in trust.anchors):
-        raise IntegrityError(
-            "trust/anchors.pem holds an anchor that was never placed",
-            hint="place it with hsmkm pki trust, or restore the file",
-        )
-    return trust
-
-
-def _placed(tx: Transaction) -> set[bytes]:
-    return {item.fingerprint for item in certificates.listing(tx, source=Source.ANCHOR)}

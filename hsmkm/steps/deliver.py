@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from hsmkm.durable_file import sync_folder
-from hsmkm.errors import InputError, RefusedError
+from hsmkm.errors import InputError, PolicyError, RefusedError
 from hsmkm.packages.content import THIRD_PARTY, PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
 from hsmkm.packages.registry import holders_of, pinned_signers, registered_recipient
@@ -34,6 +34,7 @@ from hsmkm.packages.send import (
 from hsmkm.pki.slots import P256, Slot, curve_for
 from hsmkm.pki.trust import TrustStore
 from hsmkm.steps.certify import own_chain, trust_of
+from hsmkm.steps.first_package import check_recipient, require_recipient
 from hsmkm.steps.handed_over import end_transfer
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
@@ -84,17 +85,20 @@ def send(
     to: str,
     content: Sequence[Outgoing],
     also: Callable[[Transaction], None] = _nothing_else,
+    approval: str = "",
 ) -> Sent:
     """Build a package for a registered party, record it, together with `also`, and write it to HOME/packages.
 
     One meter of suite 2 in it takes the keys of both parties on P-384; all else goes on P-256.
     """
     curve = curve_for(item.entry.suite for item in content)
+    if any(item.key_set is not None for item in content):
+        check_recipient(party, to, approval)
     with outbox(party):
         sender, receiver = signatory(party, curve), recipient(party, to, curve)
         header = header_for(party, purpose, sender, receiver)
         package = build_package(party.vault, trust_of(party), sender, receiver, header, content)
-        return record(party, package, also)
+        return record(party, package, also, approval)
 
 
 @contextmanager
@@ -129,7 +133,7 @@ def _finish(party: Party, partial: Path) -> None:
         partial.unlink()
 
 
-def record(party: Party, package: Package, also: Callable[[Transaction], None]) -> Sent:
+def record(party: Party, package: Package, also: Callable[[Transaction], None], approval: str = "") -> Sent:
     """Write a package's file and, in one transaction with `also`, the record of it and of who is given what.
 
     Runs within the `outbox` in which the package got its number.
@@ -139,10 +143,16 @@ def record(party: Party, package: Package, also: Callable[[Transaction], None]) 
     _write_partial(path, package.data)
     detail = {"purpose": header.purpose.value, "id": header.id, "meters": package.meter_count}
     made = _record(package)
-    with party.store.begin("package-send", header.recipient.name, detail) as tx:
-        also(tx)
-        packages.add(tx, made)
-        holders.add_many(tx, holders_of(package, header.recipient.name))
+    try:
+        with party.store.begin("package-send", header.recipient.name, detail) as tx:
+            if any(entry.keys for entry in package.meters):
+                require_recipient(tx, party, header.recipient.name, approval)
+            also(tx)
+            packages.add(tx, made)
+            holders.add_many(tx, holders_of(package, header.recipient.name))
+    except PolicyError:
+        path.with_name(path.name + PARTIAL).unlink()  # it holds keys that its recipient may not have
+        raise
     path.with_name(path.name + PARTIAL).rename(path)
     sync_folder(path.parent)
     return sent_of(party, made)
@@ -181,7 +191,7 @@ def _write_partial(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None) -> Sent:
+def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None, approval: str = "") -> Sent:
     """Export meters by name, or those of an order, to a registered party.
 
     Each is given with its newest generation in force, in every association that there are keys of; RefusedError names
@@ -214,7 +224,7 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
     if not content:
         raise InputError("no meter is selected", hint="name meters, or an order with --order")
-    return send(party, kind, to, content)
+    return send(party, kind, to, content, approval=approval)
 
 
 def _given(tx: Transaction, meter: Meter, item: tuple[KeySet, KeyState], *, third: bool) -> Outgoing:

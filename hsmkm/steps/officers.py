@@ -46,6 +46,7 @@ def add_officer(
         if leaf is not None:
             _check(tx, party, name, leaf)
         require_approval(tx, party, OFFICER_CHANGE, name, request, approval)
+        _keep_one(tx, name, made)
         if leaf is not None:
             keep(tx, entry(leaf, PROFILE, name, Source.PARTY))
         officers.put(tx, made)
@@ -61,6 +62,7 @@ def remove_officer(party: Party, name: str, approval: str | None = None) -> Offi
             raise RefusedError(f"nobody is registered as {name}", hint="hsmkm officer list")
         require_approval(tx, party, OFFICER_CHANGE, name, request, approval)
         removed = replace(known, state=REMOVED)
+        _keep_one(tx, name, removed)
         officers.put(tx, removed)
     return removed
 
@@ -73,6 +75,14 @@ def add_approval(party: Party, file: Path) -> Approval:
     kept = party.home / "approvals" / f"{found.id}.{len(found.decisions)}.p7m"
     replace_file(kept, data)
     return found
+
+
+def _keep_one(tx: Transaction, name: str, after: Officer) -> None:
+    """Refuse to leave a home without an officer: nobody could name another."""
+    others = [one for one in officers.listing(tx) if one.name != name and one.has(OFFICER)]
+    known = officers.get(tx, name)
+    if known is not None and known.has(OFFICER) and not others and not after.has(OFFICER):
+        raise RefusedError(f"{name} is the last officer", hint="add another officer first")
 
 
 def _check(tx: Transaction, party: Party, name: str, leaf: x509.Certificate) -> None:

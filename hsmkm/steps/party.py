@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hsmkm.config import Settings, load_settings
 from hsmkm.errors import InputError
+from hsmkm.steps.role import permit_by_role
 from hsmkm.store.anchor import Anchor, FileAnchor
 from hsmkm.store.guard import Opening
 from hsmkm.store.store import Store
@@ -83,6 +84,7 @@ def open_party(home: Path, actor: str, opening: Opening = Opening.USE) -> Iterat
         vault = Vault(session)
         anchor = anchor_of(settings, session)
         with Store.open(settings.store_url, vault, actor, anchor=anchor, opening=opening) as store:
+            store.permit = permit_by_role if settings.policy.roles else None
             yield Party(settings, session, vault, store, actor)
 
 

@@ -23,6 +23,7 @@ from hsmkm.pki.slots import curve_for
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.credentials import new_key, secret_roles
 from hsmkm.steps.deliver import header_for, outbox, recipient, record, signatory
+from hsmkm.steps.first_package import check_recipient
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Provisioned, Sent
@@ -63,6 +64,7 @@ def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
         if known is not None and known.state == orders.DONE:
             return Provisioned(order_id, known.rows, (), already=True)
         waiting = _waiting(party, tx, order)
+    check_recipient(party, line)
     models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
     sent = [_provision_chunk(party, order, chunk, line) for chunk in _chunks(waiting, models)]
     with party.store.begin("order-done", order_id, {"meters": len(order.meters)}) as tx:

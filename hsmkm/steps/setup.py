@@ -9,16 +9,19 @@ from pathlib import Path
 
 from hsmkm.config import SETTINGS_FILE, Settings, load_settings
 from hsmkm.durable_file import replace_file
-from hsmkm.errors import InputError, RefusedError
+from hsmkm.errors import InputError, PolicyError, RefusedError
 from hsmkm.pki.slots import slots_for
-from hsmkm.steps.party import anchor_of, default_anchor, token_settings
+from hsmkm.steps.approve import check_approval, require_approval
+from hsmkm.steps.party import Party, anchor_of, default_anchor, token_settings
 from hsmkm.steps.results import TokenMade
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, declared, examine
+from hsmkm.token.keyring import INTEGRITY
 from hsmkm.token.profile import derives_on_host, load_profile
-from hsmkm.token.session import SOFTHSM, init_token, open_session
+from hsmkm.token.session import SOFTHSM, TokenSession, init_token, open_session
 from hsmkm.token.vault import Vault
 
+NEW_KEYS = "token-init-keys"
 SIGNING_PROFILES = ("digital-signature", "package-signing")
 _TEMPLATE = """\
 # One party's deployment. Every setting can also be given as HSMKM_<SECTION>_<KEY> in the environment.
@@ -47,6 +50,8 @@ max_counter_jump = 1000000
 retention_days = 90
 package_days = 30
 attempts_per_day = 48
+four_eyes = []                # actions that need a second officer's approval, or ["all"]
+roles = false                 # only registered names act, each within its roles
 
 [dlms]
 timeout_seconds = 10
@@ -122,28 +127,64 @@ def open_settings(home: Path) -> Iterator[Settings]:
     yield load_settings(home)
 
 
-def make_token(settings: Settings, actor: str) -> TokenMade:
-    """Make the token where no URI is set, then its storage, integrity and EC keys, and the store; runs in a worker."""
+def make_token(settings: Settings, actor: str, approval: str = "") -> TokenMade:
+    """Make the token where no URI is set, then its storage, integrity and EC keys, and the store; runs in a worker.
+
+    In a home that has a store already, storage keys that are missing are a matter of the policy.
+    """
     if not settings.token.uri:
         uri = init_token(token_settings(settings), settings.party.name)
         set_in_file(settings.home / SETTINGS_FILE, "token", "uri", uri)
         settings = load_settings(settings.home)
-    signing = () if settings.party.role == "authority" else slots_for(settings.party.suites)
+    signing = () if settings.party.role in ("authority", "officer") else slots_for(settings.party.suites)
     curves = {one.name: one.curve for one in signing if one.profile in SIGNING_PROFILES}
     with open_session(token_settings(settings)) as session:
         vault = Vault(session)
+        missing = _approved_keys(settings, session, actor, approval)
         vault.create_keys()
         for label, curve in curves.items():
             if not vault.has_ec_key(label):
                 vault.create_ec_key(label, curve)
         Store.create(settings.store_url)
         made = TokenMade(settings.token.uri, ("storage:1", "gak-storage:1", "integrity:1", *curves))
+        detail = {"uri": made.uri, "keys": list(made.keys)}
         with (
             Store.open(settings.store_url, vault, actor, anchor=anchor_of(settings, session)) as store,
-            store.begin("token-init", settings.party.name, {"uri": made.uri, "keys": list(made.keys)}),
+            store.begin("token-init", settings.party.name, detail) as tx,
         ):
-            pass
+            if missing:
+                party = Party(settings, session, vault, store, actor)
+                require_approval(tx, party, NEW_KEYS, settings.party.name, {"keys": missing}, approval)
     return made
+
+
+def _approved_keys(settings: Settings, session: TokenSession, actor: str, approval: str) -> list[str]:
+    """Give the kinds of keys that are missing beside a store, after a look at what approves them, where policy asks.
+
+    PolicyError where nobody can be verified who approves. It is used up when they are made: no row gets a MAC before.
+    """
+    vault, name = Vault(session), settings.party.name
+    missing = vault.keyring.missing()
+    if not missing or not settings.policy.is_listed(NEW_KEYS) or not _has_store(settings):
+        return []
+    if INTEGRITY in missing:
+        hint = "its officers cannot be verified without that key: restore the token, or the store with its backup"
+        raise PolicyError("the store was made with an integrity key that this token lacks", hint=hint)
+    with Store.open(settings.store_url, vault, actor, anchor=anchor_of(settings, session)) as store:
+        party = Party(settings, session, vault, store, actor)
+        check_approval(party, NEW_KEYS, name, {"keys": missing}, approval)
+    return missing
+
+
+def _has_store(settings: Settings) -> bool:
+    """Whether the home has a store: a file, or in a database server one that opens."""
+    if settings.store_url.startswith("sqlite:"):
+        return Path(settings.store_url.removeprefix("sqlite:")).exists()
+    try:
+        Store.open(settings.store_url, None, "").close()
+    except RefusedError:
+        return False
+    return True
 
 
 def examine_token(settings: Settings) -> list[Finding]:

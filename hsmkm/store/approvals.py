@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from hsmkm.errors import RefusedError
@@ -44,24 +44,16 @@ class Approval:
     state: str = OPEN
 
 
-def add(tx: Transaction, approval: Approval) -> None:
-    """Record an approval; raises RefusedError if its id is taken."""
-    ROWS.insert(tx, _values(approval))
-
-
-def decide(tx: Transaction, approval: Approval, decision: Decision) -> Approval:
-    """Add one more officer's signature to an approval and give it as it is then."""
-    decided = replace(approval, decisions=(*approval.decisions, decision))
-    ROWS.replace(tx, _row(tx, approval.id), _values(decided))
-    return decided
-
-
-def use(tx: Transaction, approval_id: str) -> None:
-    """Use an approval up, for good; raises RefusedError if it was used before."""
-    row = _row(tx, approval_id)
-    if row["state"] != OPEN:
-        raise RefusedError(f"approval {approval_id} was used before")
-    ROWS.replace(tx, row, {"state": USED})
+def put(tx: Transaction, approval: Approval) -> None:
+    """Record an approval, or what became of it; raises RefusedError where it was used before: it stays as it is."""
+    values = _values(approval)
+    row = ROWS.fetch(tx, id=approval.id)
+    if row is None:
+        ROWS.insert(tx, values)
+    elif row["state"] != OPEN:
+        raise RefusedError(f"approval {approval.id} was used before")
+    else:
+        ROWS.replace(tx, row, values)
 
 
 def get(tx: Transaction, approval_id: str) -> Approval | None:
@@ -76,11 +68,10 @@ def listing(tx: Transaction) -> list[Approval]:
     return [_approval(row) for row in ROWS.rows(tx, statement)]
 
 
-def _row(tx: Transaction, approval_id: str) -> StoredRow:
-    row = ROWS.fetch(tx, id=approval_id)
-    if row is None:
-        raise RefusedError(f"there is no approval {approval_id}")
-    return row
+def matching(tx: Transaction, action: str, subject: str, digest: bytes) -> list[Approval]:
+    """List the approvals of exactly this, the newest first."""
+    wanted = {"action": action, "subject": subject, "digest": digest}
+    return [one for one in listing(tx) if {name: getattr(one, name) for name in wanted} == wanted]
 
 
 def _values(approval: Approval) -> dict[str, Value]:

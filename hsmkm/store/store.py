@@ -171,6 +171,10 @@ class Transaction:
             raise altered(row) from error
 
 
+Permit: TypeAlias = Callable[[Transaction, str, str], None]
+"""Raises PolicyError where an actor may not do an action (empty for counters and leases) in this transaction."""
+
+
 def altered(row: str) -> IntegrityError:
     """Say that a row does not fit its MAC; `row` names its table and key."""
     return IntegrityError(f"{row} does not fit its mac", hint="hsmkm store check names every altered row")
@@ -192,6 +196,8 @@ class Store:
         self.guard = Guard(authenticator, anchor, self.read) if authenticator else None
         self._actor = actor
         self._clock = clock
+        self.permit: Permit | None = None
+        """Asked before each change, whether the actor may make it."""
         self._open = threading.local()
 
     @classmethod
@@ -259,7 +265,7 @@ class Store:
         already, and StoreUnavailableError if the database cannot be written.
         """
         text = canonical_json(detail)
-        with self._change(although_retired=although_retired) as tx:
+        with self._change(action, although_retired=although_retired) as tx:
             sequence, previous = state.newest_record(tx, tx.before)
             tx.sequence = sequence + 1
             yield tx
@@ -272,11 +278,11 @@ class Store:
         They change with every association and say nothing that someone did; a counter's row carries a MAC and a
         revision, a lease its fence. Raises as `begin`.
         """
-        with self._change() as tx:
+        with self._change("") as tx:
             yield tx
 
     @contextmanager
-    def _change(self, *, although_retired: bool = False) -> Iterator[Transaction]:
+    def _change(self, action: str, *, although_retired: bool = False) -> Iterator[Transaction]:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
         after: StoreState | None = None
@@ -289,6 +295,8 @@ class Store:
                     self.guard.authenticator.still_there()
                 if not although_retired:
                     _refuse_retired(connection)
+                if self.permit is not None:
+                    self.permit(tx, self._actor, action)
                 yield tx
                 if tx.appended or tx.changes.tables:
                     after = state.write(tx, tx.before.after(tx.changes, tx.appended, tx.counters))

@@ -80,6 +80,11 @@ class Keyring:
         """Look for the keys again; TokenUnreachableError where those for new work were retired meanwhile."""
         self._find_all()
 
+    def missing(self) -> list[str]:
+        """Name the kinds of which there is no key."""
+        self._find_all()
+        return [kind for kind in KINDS if not self._keys[kind]]
+
     def create_missing(self) -> None:
         """Make number 1 of each kind that has no key, and check the others."""
         self._find_all()

@@ -21,7 +21,8 @@ from hsmkm.store.store import Transaction
 def rename_before_commit() -> None:
     """A package has its name before the transaction that speaks of it."""
 
-    def record(party: Party, package: Package, also: Callable[[Transaction], None]) -> Sent:
+    def record(party: Party, package: Package, also: Callable[[Transaction], None], approval: str = "") -> Sent:
+        assert not approval
         path = deliver._path(party, package.header.id)
         deliver._write_partial(path, package.data)
         path.with_name(path.name + deliver.PARTIAL).rename(path)

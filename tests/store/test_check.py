@@ -69,7 +69,7 @@ def full(store: Store, factory: Factory) -> Store:
         permissions.grant(tx, "third", TITLE)
         officers.put(tx, officers.Officer("alice", ("officer", "auditor"), bytes(32)))
         decision = approvals.Decision("alice", bytes(32), bytes(32), "2026-01-01T00:00:00Z")
-        approvals.add(tx, approvals.Approval("a-1", "x", "y", bytes(32), "bob", NOW, LATER, (decision,)))
+        approvals.put(tx, approvals.Approval("a-1", "x", "y", bytes(32), "bob", NOW, LATER, (decision,)))
         parties.add(tx, parties.Party("utility-a", "utility", TITLE, ("UTI",), "relay", "h:1", {"tls": bytes(32)}))
         certificates.record_issued(tx, Issuance("CN=i", b"\x07", "tls", "CN=x", bytes(32), NOW, LATER))
         leaf = CertificateRecord(bytes(32), b"der", "tls", "CN=x", "CN=i", b"\x07", NOW, LATER, "me", Source.OWN)
