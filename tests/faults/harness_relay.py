@@ -66,6 +66,8 @@ def walk(bench: Bench, case: Case) -> tuple[int, list[str]]:
         bench.renewed(subject, ROLES[case.keys])
     bench.reached_at(subject, subject.port)
     found = _settled(bench, subject) or bench.untrue(subject)
+    relay.deliver()
+    found = found or bench.untrue(subject)
     if bench.counter(subject) > counter + LARGEST_STEP:
         found.append(f"our counter went from {counter} to {bench.counter(subject)}")
     if bench.fleet.tell(subject.port)["repeated_gueks"]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hsmkm.errors import HsmkmError, PartlyDoneError
 from hsmkm.steps import renew, resolve
@@ -190,19 +191,19 @@ class Bench:
 
 
 @contextmanager
+def many_attempts() -> Iterator[None]:
+    """Let a meter be tried as often as a harness needs it; each of its cases is limited instead."""
+    with patch.dict(os.environ, {"HSMKM_POLICY_ATTEMPTS_PER_DAY": "100000"}):
+        yield
+
+
+@contextmanager
 def open_bench(realm: Realm) -> Iterator[Bench]:
-    """Make a realm's factory a bench; attempts are limited for each case and not for each meter."""
+    """Make a realm's factory a bench."""
     opener = PackageOpener.join(realm)
-    kept = os.environ.get("HSMKM_POLICY_ATTEMPTS_PER_DAY")
-    os.environ["HSMKM_POLICY_ATTEMPTS_PER_DAY"] = "100000"
-    try:
-        with running_fleet() as fleet, realm.open("factory") as party:
-            provision(party, realm.order(*range(1, METERS + 1)), "line")
-            yield Bench(realm, party, fleet, opener)
-    finally:
-        os.environ.pop("HSMKM_POLICY_ATTEMPTS_PER_DAY")
-        if kept is not None:
-            os.environ["HSMKM_POLICY_ATTEMPTS_PER_DAY"] = kept
+    with many_attempts(), running_fleet() as fleet, realm.open("factory") as party:
+        provision(party, realm.order(*range(1, METERS + 1)), "line")
+        yield Bench(realm, party, fleet, opener)
 
 
 @contextmanager

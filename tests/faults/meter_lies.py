@@ -40,6 +40,7 @@ class Lies:
     told: int = 0
     port: int = 0
     seen: list[bytes] = field(default_factory=list)
+    _held: tuple[socket.socket, bytes] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def serve(self, client: socket.socket) -> None:
@@ -59,6 +60,10 @@ class Lies:
         if here and (self.recording or self.lie is drop_request):
             self.told += 1
             return self.recording[self.place - 1] if self.recording else b""
+        if here and self.lie is late:
+            self.told += 1
+            self._held = meter.dup(), request
+            return b""
         meter.sendall(request)
         true = frame_from(meter)[HEADER.size :]
         if not true:
@@ -66,6 +71,15 @@ class Lies:
         said = self._said(true, HEADER.unpack(request[: HEADER.size])[1], here=here)
         self.told += said != true
         return said
+
+    def deliver(self) -> None:
+        """Let the request that was held back arrive now, in the association that it was for."""
+        if self._held is not None:
+            meter, request = self._held
+            with meter:
+                meter.settimeout(20)
+                meter.sendall(request)
+                frame_from(meter)
 
     def _said(self, true: bytes, client: int, *, here: bool) -> bytes:
         if self.lie in ALWAYS and client != PUBLIC_CLIENT:
@@ -107,6 +121,11 @@ def drop_request(true: bytes, _seen: list[bytes]) -> bytes:
     return true
 
 
+def late(true: bytes, _seen: list[bytes]) -> bytes:
+    """Hold a request back until everybody thinks that it was lost."""
+    return true
+
+
 def honest(true: bytes, _seen: list[bytes]) -> bytes:
     return true
 
@@ -131,7 +150,7 @@ def told_low(true: bytes, _seen: list[bytes]) -> bytes:
     return _told_counter(true, lambda _: 0)
 
 
-ONCE: tuple[Lie, ...] = (counter_high, counter_near, counter_low, replayed, dropped, drop_request)
+ONCE: tuple[Lie, ...] = (counter_high, counter_near, counter_low, replayed, dropped, drop_request, late)
 ALWAYS: tuple[Lie, ...] = (told_high, told_near, told_low)
 """Lies about the counter that the public client reads, at every reading; `place` is refused, so that it is read."""
 
