@@ -1,8 +1,8 @@
 """A relay before an independent meter that lies once, at every answer in turn: forged counter errors, replays, drops.
 
 Each set of keys is renewed with the lie at the first answer, then at the second, and so on until a renewal comes to its
-end before the lie. Some lies are about the counter that the public client reads in clear. One more is an
-acknowledgement that was recorded, for a key that never arrived.
+end before the lie; and so is a renewal resolved whose answer was lost. Some lies are about the counter that the public
+client reads in clear. One more is an acknowledgement that was recorded, for a key that never arrived.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class Case:
     lie: Lie
     place: int
     recorded: bool = False
+    resolving: bool = False
 
     def __str__(self) -> str:
         what = "recorded acknowledgement" if self.recorded else self.lie.__name__
-        return f"{self.keys}, {what} at answer {self.place}"
+        return f"{self.keys}, {what} at answer {self.place}{' to resolve' if self.resolving else ''}"
 
 
 RECORDED = Case("gbek", honest, TRANSFER, recorded=True)
@@ -59,11 +60,17 @@ def walk(bench: Bench, case: Case) -> tuple[int, list[str]]:
     """Renew through the lying relay, then let it be honest and resolve; 0 hits where the lie was never told."""
     subject = bench.subject()
     counter = bench.counter(subject)
-    bench.fleet.set(subject.port, "after-response", ic_reset=bool(case.place % 2), faults=())
+    lost = ("drop-after",) if case.resolving else ()
+    bench.fleet.set(subject.port, "after-response", ic_reset=bool(case.place % 2), faults=lost)
     recording = _recording(bench, subject, case) if case.recorded else ()
+    if case.resolving:
+        bench.renewed(subject, ROLES[case.keys])
     with lying(subject.port, case.place, case.lie, recording) as relay:
         bench.reached_at(subject, relay.port)
-        bench.renewed(subject, ROLES[case.keys])
+        if case.resolving:
+            bench.resolved(subject)
+        else:
+            bench.renewed(subject, ROLES[case.keys])
     bench.reached_at(subject, subject.port)
     found = _settled(bench, subject) or bench.untrue(subject)
     relay.deliver()
@@ -98,9 +105,9 @@ def _settled(bench: Bench, subject: Subject) -> list[str]:
 def sweep(bench: Bench) -> Iterator[tuple[int, list[str]]]:
     """Lie at each answer in turn until a renewal ends before the lie."""
     yield walk(bench, RECORDED)
-    for keys, lie in product(ROLES, (*ONCE, *ALWAYS)):
+    for keys, lie, resolving in product(ROLES, (*ONCE, *ALWAYS), (False, True)):
         for place in count(1):
-            hits, found = walk(bench, Case(keys, lie, place))
+            hits, found = walk(bench, Case(keys, lie, place, resolving=resolving))
             yield hits, found
             if (not hits and place > 1) or place == MORE_THAN_ALL:
                 break
@@ -108,7 +115,7 @@ def sweep(bench: Bench) -> Iterator[tuple[int, list[str]]]:
 
 def sample_of(number: int, seed: int) -> list[Case]:
     """Choose cases by chance."""
-    cases = [Case(*case) for case in product(ROLES, (*ONCE, *ALWAYS), range(1, USUAL))]
+    cases = [Case(*case) for case in product(ROLES, (*ONCE, *ALWAYS), range(1, USUAL), (False,), (False, True))]
     return [RECORDED, *random.Random(seed).sample(cases, min(number, len(cases)))]  # noqa: S311 - which cases are tried is no secret
 
 
