@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import select
 import socket
 import subprocess
@@ -236,7 +237,11 @@ class BetweenCalls(Protocol):
 
 
 def serve(descriptor: int) -> None:
-    """Be a worker: read the opener from this socket, enter it, and serve calls until the owner closes or ends."""
+    """Be a worker: read the opener from this socket, enter it, and serve calls until the owner closes or ends.
+
+    It leaves no core file: that would hold the PIN, and every key where the token is software.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection: Connection[Any, Any] = Connection(descriptor)
     threading.Thread(target=_end_with_owner, args=(descriptor,), daemon=True).start()
     try:

@@ -55,13 +55,22 @@ def _state(process: int) -> str:
 
 
 @contextmanager
-def hold(realm: Realm, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Held]:
-    """Start a command, give it at once, and let it end at the end of the context; `wait_held` waits in between."""
+def hold(
+    realm: Realm,
+    name: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Held]:
+    """Start a command, give it at once, and let it end at the end of the context; `wait_held` waits in between.
+
+    `folder` is where it runs, that of this process without it.
+    """
     command = _command(realm, name, *arguments)
     ours, theirs = os.pipe()
     filled = _fill(theirs)
     process = subprocess.Popen(
-        command, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}
+        command, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}, cwd=folder
     )
     os.close(theirs)
     assert process.stderr is not None
@@ -80,12 +89,14 @@ def hold(realm: Realm, name: str, *arguments: str, environment: Mapping[str, str
 
 
 @contextmanager
-def listening(realm: Realm, name: str, *arguments: str, environment: Mapping[str, str]) -> Iterator[tuple[Held, int]]:
-    """Run a command that listens until it is stopped; the process and its port."""
+def listening(
+    realm: Realm, name: str, *arguments: str, environment: Mapping[str, str], folder: Path | None = None
+) -> Iterator[tuple[Held, int]]:
+    """Run a command that listens until it is stopped, in a folder; the process and its port."""
     command = _command(realm, name, *arguments)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environment}, bufsize=0
+            command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environment}, bufsize=0, cwd=folder
         )
         assert process.stdout is not None
         held = Held(process.pid, command)
