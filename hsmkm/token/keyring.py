@@ -218,6 +218,13 @@ _TOLD = (
 )
 
 
+PUBLIC, PRIVATE = 0, 1
+
+
+def _at_birth(label: str) -> str:
+    return f"{label} at birth"
+
+
 class KeyPairs:
     """The EC key pairs of the token, each of one use."""
 
@@ -226,8 +233,7 @@ class KeyPairs:
 
     def create(self, label: str, curve: str, usage: str) -> None:
         """Make a key pair; RefusedError if one of this label exists."""
-        if self.exists(label):
-            raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
+        self._begin(label)
         cryptoki = self._session.cryptoki
         flag = _USAGES[usage]
         names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
@@ -247,30 +253,41 @@ class KeyPairs:
 
         The request for its certificate must be signed by the key itself (RFC 2986 section 4.2), and the key that stays
         in the token only derives. Raises RefusedError if a key of this label exists; nothing stays if anything fails.
+        A token may copy in two steps, first what there was, then what is new: so a copy gets its own label with what it
+        may do, the private half last, and what a crash left is told by its label.
         """
-        if self.exists(label):
-            raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
+        self._begin(label)
         cryptoki = self._session.cryptoki
-        names: Attributes = {Attribute.LABEL: label.encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
+        names: Attributes = {Attribute.LABEL: _at_birth(label).encode(), Attribute.ID: cryptoki.random(ID_OCTETS)}
         public, private = attributes.ec_pair_at_birth(curves.parameters(curve))
         mechanism = self._session.profile.mechanisms.ec_key_pair_gen
         whole = self._session.template
         born = cryptoki.generate_pair(mechanism, whole(public | names), whole(private | names))
         try:
             done = at_birth(self._read_public(born[0]), born[1])
+            own: Attributes = {Attribute.LABEL: label.encode()}
             copies = [
-                cryptoki.copy(born[1], whole(attributes.ec_copy(of_private=True))),
-                cryptoki.copy(born[0], whole(attributes.ec_copy(of_private=False))),
+                cryptoki.copy(born[half], whole(own | attributes.ec_copy(of_private=half == PRIVATE)))
+                for half in (PUBLIC, PRIVATE)
             ]
         finally:
             for half in born:
                 cryptoki.destroy(half)
-        wrong = cryptoki.differences(copies[0], whole(attributes.kept_private_key(Attribute.DERIVE)))
+        wrong = cryptoki.differences(copies[PRIVATE], whole(attributes.kept_private_key(Attribute.DERIVE)))
         if wrong:
             for half in copies:
                 cryptoki.destroy(half)
             raise TokenRefusedError(f"the token kept the key {label} with other attributes: {', '.join(wrong)}")
         return done
+
+    def _begin(self, label: str) -> None:
+        """Clear away what a crash left of a pair that was never whole; RefusedError if there is a private key."""
+        if self.exists(label):
+            raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
+        for left in (label, _at_birth(label)):
+            for of_class in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+                while (found := self._find(left, of_class)) is not None:
+                    self._session.destroy(found)
 
     def exists(self, label: str) -> bool:
         """Tell whether there is a private key of this label."""

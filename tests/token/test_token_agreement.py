@@ -8,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import ObjectClass
 
-from hsmkm.errors import InputError, IntegrityError, PolicyError
+from hsmkm.errors import InputError, IntegrityError, PolicyError, RefusedError
 from hsmkm.token.agreement import agree_as_recipient, agree_as_sender
 from hsmkm.token.curves import decode, encode
 from hsmkm.token.session import open_session
@@ -115,3 +116,18 @@ def test_the_policy_decides_on_the_kdf_in_the_host(token_settings: TokenSettings
             agree_as_sender(vault, public, INFO)
         with pytest.raises(PolicyError, match="policy"):
             agree_as_recipient(vault, "key-agreement", encode(public), INFO)
+
+
+def test_halves_that_a_crash_left_are_cleared_away_before_the_pair_is_made_again(vault: Vault) -> None:
+    vault.create_agreement_key("agreed", "P-256", lambda signer: signer.public_key())
+    keys, cryptoki = vault.key_pairs, vault.key_pairs._session.cryptoki
+    stale = vault.public_key("agreed")
+    private = keys._find("agreed", ObjectClass.PRIVATE_KEY)
+    assert private is not None
+    cryptoki.destroy(private)
+    made = vault.create_agreement_key("agreed", "P-256", lambda signer: signer.public_key())
+    assert vault.public_key("agreed") == made
+    assert made != stale
+    assert keys.identity("agreed")
+    with pytest.raises(RefusedError, match="has a key agreed"):
+        vault.create_agreement_key("agreed", "P-256", lambda signer: signer.public_key())
