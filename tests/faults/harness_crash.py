@@ -35,6 +35,9 @@ LANES = 2
 CONTROLS = {"export": "rename before commit", "inject": "counters without commit", "renew": "sent after the transfer"}
 CONTROL_SITES, FEW_CONTROL_SITES = 40, 6
 SHOWN = ("packages/*.p7m", "receipts/*.p7m")
+OF_THE_TOKEN = 5
+"""Of so many calls in SoftHSM's own files, one is a site: it makes a dozen for each object."""
+
 DEFECT = "this is a defect"
 
 
@@ -166,7 +169,8 @@ def lane() -> Iterator[Lane]:
 def every_injection(opened: Lane, operations: Sequence[str]) -> list[Injection]:
     """List a kill at every site of these operations, and each error at the first and the last call of a kind on a file.
 
-    A kill at each call stands for every logical step; what a refused call does depends on what it was for.
+    A kill at each call stands for every logical step; what a refused call does depends on what it was for. Of the calls
+    within SoftHSM's files only some are taken.
     """
     found = []
     for operation in operations:
@@ -174,9 +178,11 @@ def every_injection(opened: Lane, operations: Sequence[str]) -> list[Injection]:
         last = {(site.call, site.kind): site for site in listed}
         first = {(site.call, site.kind): site for site in reversed(listed)}
         ends = {*first.values(), *last.values()}
-        for site in listed:
-            faults = site.faults() if site in ends else (KILL,)
-            found += [Injection(operation, site, fault) for fault in faults]
+        for number, site in enumerate(listed):
+            if site in ends:
+                found += [Injection(operation, site, fault) for fault in site.faults()]
+            elif site.kind != "token" or number % OF_THE_TOKEN == 0:
+                found.append(Injection(operation, site, KILL))
     return found
 
 

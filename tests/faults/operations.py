@@ -16,11 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import HsmkmError, PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.pki.certificates import read_certificates
+from hsmkm.steps import certify
 from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.attest import check_store, verify_audit
 from hsmkm.steps.credentials import open_key
@@ -30,10 +32,12 @@ from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file
+from hsmkm.steps.register import register
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
 from hsmkm.steps.resolve import resolve, unfinished
 from hsmkm.steps.results import Outcome
-from hsmkm.store import certificates, key_sets, meters, packages
+from hsmkm.steps.rotate import rotate
+from hsmkm.store import certificates, holders, key_sets, meters, packages
 from hsmkm.store.key_set import KeyState
 from hsmkm.store.packages import Direction
 from hsmkm.token.types import KeyRole, Use
@@ -307,6 +311,49 @@ def _issued(party: Party, place: Place) -> Iterator[str]:
     yield from (f"orphan: file {path.name}" for path in Path(place.folder, "issued").glob(".*"))
 
 
+def _register(party: Party, place: Place) -> None:
+    """Give the meter to a concentrator that is a client and not there: its package waits."""
+    with suppress(PartlyDoneError):
+        done(register(party, [(METER, place.address)], "concentrator", 0))
+
+
+def _registered(party: Party, place: Place) -> Iterator[str]:
+    del place
+    yield from sound(party)
+    with party.store.read() as tx:
+        given = [key.identity for item, _ in key_sets.for_meter(tx, bytes.fromhex(METER)) for key in item.keys]
+        held = [item for identity in given for item in holders.for_key(tx, identity) if item.party == "concentrator"]
+    if len({item.package_id for item in held}) != 1:
+        yield "a concentrator is given keys in no package, or in several"
+
+
+def _rotate(party: Party, place: Place) -> None:
+    del place
+    rotate(party)
+
+
+def _rotated(party: Party, place: Place) -> Iterator[str]:
+    del place
+    yield from sound(party)
+    with party.store.read() as tx:
+        found = [item for meter in meters.listing(tx) for item, _ in key_sets.for_meter(tx, meter.system_title)]
+    if {item.storage_key for item in found} != {party.vault.storage_key}:
+        yield "a key set is under an older storage key"
+
+
+def _request(party: Party, place: Place) -> None:
+    certify.request(party, ("127.0.0.1",), Path(place.folder) / "requests")
+
+
+def _requested(party: Party, place: Place) -> Iterator[str]:
+    """Name what is missing of a party's requests, and a key that does not belong to its request."""
+    for slot in certify.requested_slots(party):
+        path = Path(place.folder) / "requests" / f"{slot.name}.csr"
+        request = x509.load_pem_x509_csr(path.read_bytes())
+        if request.public_key() != certify._own_public_key(party, slot):
+            yield f"the request {path.name} is for another key"
+
+
 def _talk(party: Party, place: Place) -> None:
     """Read and renew the meter for ever, beside others that do the same; what is in doubt is resolved first."""
     del place
@@ -338,5 +385,8 @@ OPERATIONS = {
     "renew": Operation("factory", "injected", _renew, _renew_again, reads, speaks=True),
     "agree": Operation("factory", "agreeable", _agree, _agree_again, reads, speaks=True),
     "resolve": Operation("factory", "in doubt", _resolve, _resolve_again, reads, speaks=True),
+    "register": Operation("utility", "imported", _register, _register, _registered),
+    "rotate": Operation("factory", "injected", _rotate, _rotate, _rotated),
+    "request": Operation("newcomer", "bare", _request, _request, _requested),
     "issue": Operation("authority", "asked", _issue, _issue, _issued),
 }

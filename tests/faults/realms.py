@@ -18,10 +18,11 @@ from hsmkm.steps.inject import inject
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
+from hsmkm.steps.setup import make_token, write_home
 from tests.faults.operations import FLEET, METER, OPERATIONS
 from tests.field import state_path
 from tests.mechanisms import set_up
-from tests.realm import Realm, build_realm, copy_realm, title_of
+from tests.realm import ACTOR, Realm, build_realm, copy_realm, title_of
 from tests.steps.test_steps_issue import write_request
 from tests.tap import Tap
 
@@ -141,6 +142,13 @@ def _asked(realms: Realms) -> Realm:
     return realm
 
 
+def _bare(realms: Realms) -> Realm:
+    realm = Realm(realms.folder / "bare")
+    settings = write_home(realm.home("newcomer"), "newcomer", "factory", "4E45570000000009", ("NEW",))
+    make_token(settings, ACTOR)
+    return realm
+
+
 _MAKERS: dict[str, Callable[[Realms], Realm]] = {
     "ordered": _ordered,
     "provisioned": _provisioned,
@@ -150,4 +158,5 @@ _MAKERS: dict[str, Callable[[Realms], Realm]] = {
     "in doubt": _in_doubt,
     "agreeable": _agreeable,
     "asked": _asked,
+    "bare": _bare,
 }
