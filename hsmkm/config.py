@@ -36,7 +36,6 @@ APPROVABLE = (
     "package-first-recipient",
     "meter-destroy",
     "meter-transfer",
-    "store-restore",
     "store-recover",
     "trust-anchor",
     "ca-create",
