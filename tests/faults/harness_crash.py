@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
@@ -35,8 +36,8 @@ LANES = 2
 CONTROLS = {"export": "rename before commit", "inject": "counters without commit", "renew": "sent after the transfer"}
 CONTROL_SITES, FEW_CONTROL_SITES = 40, 6
 SHOWN = ("packages/*.p7m", "receipts/*.p7m")
-OF_THE_TOKEN = 5
-"""Of so many calls in SoftHSM's own files, one is a site: it makes a dozen for each object."""
+THINNED = {("pwrite64", "store.db-wal"): 2, **dict.fromkeys(product(("openat", "write", "ftruncate"), ("token",)), 10)}
+"""Of so many calls of a kind one is a site: a page of the log takes two writes, an object of SoftHSM's dozens."""
 
 DEFECT = "this is a defect"
 
@@ -170,7 +171,7 @@ def every_injection(opened: Lane, operations: Sequence[str]) -> list[Injection]:
     """List a kill at every site of these operations, and each error at the first and the last call of a kind on a file.
 
     A kill at each call stands for every logical step; what a refused call does depends on what it was for. Of the calls
-    within SoftHSM's files only some are taken.
+    that make up one write of the database's log or of SoftHSM only some are taken.
     """
     found = []
     for operation in operations:
@@ -181,7 +182,7 @@ def every_injection(opened: Lane, operations: Sequence[str]) -> list[Injection]:
         for number, site in enumerate(listed):
             if site in ends:
                 found += [Injection(operation, site, fault) for fault in site.faults()]
-            elif site.kind != "token" or number % OF_THE_TOKEN == 0:
+            elif number % THINNED.get((site.call, site.kind), 1) == 0:
                 found.append(Injection(operation, site, KILL))
     return found
 
