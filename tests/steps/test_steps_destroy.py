@@ -178,7 +178,7 @@ def test_the_factorys_copies_go_when_their_day_has_come_and_their_receipt_is_the
 
 def test_where_the_policy_lists_it_a_second_officer_must_sign(realm: Realm) -> None:
     settings = realm.home("factory") / "hsmkm.toml"
-    settings.write_text(settings.read_text().replace("[policy]\n", '[policy]\nfour_eyes = ["meter-destroy"]\n'))
+    settings.write_text(settings.read_text().replace("four_eyes = []", 'four_eyes = ["meter-destroy"]'))
     with realm.open("factory") as party:
         provision(party, realm.order(1), "line")
         with pytest.raises(PolicyError, match="needs the approval of a second officer") as caught:

@@ -65,12 +65,12 @@ def test_the_anchor_moves_to_a_file_and_a_recovery_that_the_policy_lists_needs_a
     home = realm.home("utility")
     set_in_file(home / "hsmkm.toml", "store", "anchor", f"file:{tmp_path / 'elsewhere' / 'anchor'}")
     settings = home / "hsmkm.toml"
-    settings.write_text(settings.read_text().replace("[policy]\n", '[policy]\nfour_eyes = ["store-recover"]\n'))
+    settings.write_text(settings.read_text().replace("four_eyes = []", 'four_eyes = ["store-recover"]'))
     error, _ = failed(realm.cli("utility", "audit", "checkpoint", "--out", str(tmp_path / "checkpoint")), 6)
     assert "anchor is gone" in error
     error, _ = failed(realm.cli("utility", "store", "recover"), 5)
     assert "needs the approval of a second officer" in error
-    settings.write_text(settings.read_text().replace('four_eyes = ["store-recover"]\n', ""))
+    settings.write_text(settings.read_text().replace('four_eyes = ["store-recover"]', "four_eyes = []"))
     (row,) = realm.rows("utility", "store", "recover")
     assert (row["lost_changes"], row["counter_jump"]) == ("unknown", 1_000_000)
     assert (tmp_path / "elsewhere" / "anchor").is_file()
