@@ -166,3 +166,11 @@ def test_a_pki_is_set_up_renewed_and_revoked_as_its_page_says(tmp_path: Path) ->
 def test_four_eyes_go_as_their_page_says(realm: Realm, tmp_path: Path) -> None:
     realm.order(1, 2)
     assert differences(walk("four-eyes.md", {"LAB": str(realm.folder)}, tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_a_home_is_kept_rotated_and_moved_as_its_page_says(delivered_template: Realm, tmp_path: Path) -> None:
+    realm = copy_realm(delivered_template, tmp_path / "realm")
+    (tmp_path / "work").mkdir()
+    variables = {"LAB": str(realm.folder), "WORK": str(tmp_path / "work")}
+    assert differences(walk("backup.md", variables, tmp_path)) == []

@@ -67,19 +67,24 @@ def backup(file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
 
 
 @app.command()
-def restore(file: Annotated[Path, typer.Argument(help="A file that `hsmkm store backup` wrote.")]) -> None:
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `hsmkm store backup` wrote.")],
+    approval: Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")] = None,
+) -> None:
     """Make a home out of a backup.
 
-    In a folder that holds nothing but the token's own folder; the backup must be signed by that very token.
+    In a folder that holds nothing but the token's own folder; the backup must be signed by that very token. A store
+    that is older than its anchor is then refused until `hsmkm store recover`.
     """
-    with Worker(archives.open_folder, frame().home.resolve()) as worker:
-        show_archive(worker.call(archives.restore, file.resolve()))
+    here = frame()
+    with Worker(archives.open_folder, here.home.resolve()) as worker:
+        show_archive(worker.call(archives.restore, file.resolve(), here.actor, approval))
 
 
 def show_archive(done: Backup) -> None:
     """Show what an archive holds."""
     row = {"party": done.party, "files": done.files, "octets": done.octets, "audit": done.audit, "file": done.path}
-    show([row], ("party", "files", "octets", "audit", "file"))
+    show([row], ("party", "file"))
 
 
 @app.command()

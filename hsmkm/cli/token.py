@@ -111,4 +111,4 @@ def migrate(
         elif signer is not None:
             done = worker.call(take_over.take_over, file.resolve(), signer.resolve(), named(approval))
     row = {"party": done.party, "purpose": done.purpose, "files": done.files, "audit": done.audit, "file": done.path}
-    show([row], ("party", "purpose", "files", "audit", "file"))
+    show([row], ("party", "purpose", "file"))

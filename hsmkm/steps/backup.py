@@ -8,6 +8,7 @@ when everything is in place, and none before.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,23 +32,28 @@ from hsmkm.packages.archive import (
 )
 from hsmkm.packages.container import Signed, sign_content
 from hsmkm.packages.content import Peer
+from hsmkm.packages.fields import time_text
 from hsmkm.packages.registry import PACKAGE_SIGNING
 from hsmkm.packages.send import Signatory
 from hsmkm.pki.certificates import public_key
 from hsmkm.pki.slots import P256, P384, Slot
+from hsmkm.steps.approve import require_approval
 from hsmkm.steps.certify import own_path
 from hsmkm.steps.deliver import PARTIAL, outbox, signatory
 from hsmkm.steps.party import Party, token_settings, utc_now
 from hsmkm.steps.results import Backup
+from hsmkm.store.sealing import upgrade
 from hsmkm.store.snapshot import describe, key_numbers
+from hsmkm.store.store import Store
 from hsmkm.token.keyring import KINDS
-from hsmkm.token.session import open_session
+from hsmkm.token.session import TokenSession, open_session
 from hsmkm.token.vault import Vault
 
 FOLDERS = ("certificates", "trust", "packages", "receipts", "records", "approvals", "models", FORMER)
 """The folders of a home that a backup takes; a token, PINs, locks and the TLS key lie in none of them."""
 
 COPY = ".backup"
+RESTORE = "store-restore"
 STAGING = ".restore"
 MOVING = "moving"
 TOKEN = "token"  # noqa: S105 - the name of a folder
@@ -117,12 +123,12 @@ def open_folder(home: Path) -> Iterator[Path]:
     yield home
 
 
-def restore(home: Path, path: Path) -> Backup:
+def restore(home: Path, path: Path, actor: str, approval: str | None = None) -> Backup:
     """Make a home out of a backup, in a folder with nothing in it but the token's own.
 
     Raises InputError and IntegrityError for a file that is no backup as it was signed, RefusedError where there is a
-    home, or the token has not the keys that the store is under; nothing is in place then. What was ended early is done
-    again from the start.
+    home, or the token has not the keys that the store is under, PolicyError where the restored policy wants an approval
+    by the restored officers; nothing is in place then. What was ended early is done again from the start.
     """
     with open_archive(path) as opened:
         if opened.manifest.purpose is not ArchivePurpose.BACKUP:
@@ -131,7 +137,12 @@ def restore(home: Path, path: Path) -> Backup:
         staging = _fresh_staging(home)
         try:
             opened.extract(staging / "home")
-            _check_token(opened, replace(load_settings(staging / "home"), home=home), staging / "home" / DATABASE)
+            settings = load_settings(staging / "home")
+            _check_party(opened, settings)
+            with open_session(token_settings(replace(settings, home=home))) as session:
+                vault = Vault(session)
+                _check_token(opened, vault, staging / "home" / DATABASE)
+                _record(opened, settings, (session, vault, actor), approval)
             _put_in_place(home, staging)
         finally:
             if not (staging / MOVING).exists():
@@ -169,17 +180,35 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_token(opened: Archive, settings: Settings, database: Path) -> None:
-    """See that the backup is of this token: one of its keys signed it, and it has the keys that the store is under."""
+def _check_party(opened: Archive, settings: Settings) -> None:
     named, own = opened.manifest.party, settings.party
     if (named.name, named.role, named.system_title.hex().upper()) != (own.name, own.role, own.system_title):
         raise IntegrityError("the backup's settings are of another party than its manifest", hint="do not use it")
-    with open_session(token_settings(settings)) as session:
-        vault = Vault(session)
-        check_own_signature(vault, opened.signed)
-        for number in sorted(key_numbers(database)):
-            for kind in KINDS:
-                vault.keyring.number(kind, number)
+
+
+def _check_token(opened: Archive, vault: Vault, database: Path) -> None:
+    """See that the backup is of this token: one of its keys signed it, and it has the keys that the store is under."""
+    check_own_signature(vault, opened.signed)
+    for number in sorted(key_numbers(database)):
+        for kind in KINDS:
+            vault.keyring.number(kind, number)
+
+
+def _record(
+    opened: Archive, settings: Settings, at_work: tuple[TokenSession, Vault, str], approval: str | None
+) -> None:
+    """Record in the restored store that it was restored, with the approval that its own policy wants.
+
+    The anchor is not asked here: it refuses an older store when the home is opened, and this record does not move it.
+    """
+    session, vault, actor = at_work
+    name, digest = settings.party.name, hashlib.sha256(opened.container).hexdigest()
+    request: dict[str, object] = {"manifest": digest, "created": time_text(opened.manifest.created)}
+    url = f"sqlite:{settings.home / DATABASE}"
+    upgrade(url, vault, actor, None)
+    with Store.open(url, vault, actor) as store, store.begin(RESTORE, name, request) as tx:
+        party = Party(settings, session, vault, store, actor)
+        require_approval(tx, party, RESTORE, name, request, approval)
 
 
 def check_own_signature(vault: Vault, signed: Signed) -> None:

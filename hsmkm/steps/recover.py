@@ -43,7 +43,7 @@ def recover_store(party: Party, approval: str | None) -> Recovered:
     with party.store.begin(ACTION, name, {**detail, "counter_jump": lost.counter_jump}) as tx:
         require_approval(tx, party, ACTION, name, detail, approval)
         raised, spent = recovery.recover(tx, lost)
-        meters = _queue(tx, frozenset(spent)) if spent else 0
+        meters = queue_spent(tx, frozenset(spent)) if spent else 0
     return Recovered(lost.changes if lost.anchor >= 0 else None, lost.counter_jump, raised, meters)
 
 
@@ -66,7 +66,7 @@ def _anchored(party: Party) -> Anchored | None:
         return None
 
 
-def _queue(tx: Transaction, spent: frozenset[bytes]) -> int:
+def queue_spent(tx: Transaction, spent: frozenset[bytes]) -> int:
     """Ask for new keys wherever a spent counter's key is, and say of how many associations."""
     found: dict[KeySetRef, tuple[MeterRole, ...]] = {}
     for row in tx.stream(select(key_sets)):

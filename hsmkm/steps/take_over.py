@@ -16,14 +16,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from cryptography import x509
-from sqlalchemy import select
 
 from hsmkm.durable_file import replace_file
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.packages.archive import DATABASE, FORMER, KEYS, Archive, ArchivePurpose, open_archive
 from hsmkm.packages.container import open_container
 from hsmkm.packages.moving import MovingKey, MovingKeys, parse_moving
-from hsmkm.packages.receive import AgreementKey
+from hsmkm.packages.receive import MAX_GENERATION_STEP, AgreementKey
 from hsmkm.packages.transport import open_package_key
 from hsmkm.pki.certificates import fingerprint, holder, read_certificates
 from hsmkm.pki.slots import SLOTS
@@ -32,8 +31,9 @@ from hsmkm.steps.backup import told
 from hsmkm.steps.certify import own_chain, own_path, trust_of
 from hsmkm.steps.migrate import ACTION
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.recover import queue_spent
 from hsmkm.steps.results import Backup
-from hsmkm.store import carry, counters, schema
+from hsmkm.store import carry, recovery, schema
 from hsmkm.store.key_set import StoredKey
 from hsmkm.store.snapshot import digest
 from hsmkm.store.store import Transaction
@@ -41,6 +41,9 @@ from hsmkm.token.types import Sealed
 
 TAKEN = "token-migrate-taken"
 STAGING = ".migrate"
+LOST_CHANGES = MAX_GENERATION_STEP - 1000
+"""By how much generations and package sequences rise after a standby archive: others believe no more at once."""
+
 COPIED = ("packages", "receipts", "records", "approvals", "models", FORMER)
 
 
@@ -164,13 +167,17 @@ def _take(party: Party, opened: Archive, staging: Path, sealed: _SealedKeys, app
         carry.check_new(tx)
         carry.carry(source, tx, sealed.rewrap)
         if manifest.purpose is ArchivePurpose.STANDBY:
-            _raise_counters(tx, party.settings.policy.max_counter_jump)
+            _raise_all(tx, party.settings.policy.max_counter_jump)
 
 
-def _raise_counters(tx: Transaction, jump: int) -> None:
-    """Raise every counter by as much as a meter may be believed at once."""
-    for row in tx.all(select(schema.counters.c.identity, schema.counters.c.client_title)):
-        counters.skip(tx, row["identity"], row["client_title"], jump)
+def _raise_all(tx: Transaction, jump: int) -> None:
+    """Raise every counter, sequence and generation above what the old home can have used since the archive."""
+    if tx.before is None:
+        raise RefusedError("this home's store has no state yet", hint="hsmkm token init")
+    highest = tx.before.counter_highest + jump
+    _, spent = recovery.recover(tx, recovery.Loss(tx.before.advance, -1, LOST_CHANGES, jump, highest))
+    if spent:
+        queue_spent(tx, frozenset(spent))
 
 
 def _keep_files(party: Party, opened: Archive, staging: Path) -> None:

@@ -142,14 +142,6 @@ def confirm_trial(tx: Transaction, identity: bytes, client_title: bytes, used: i
         _write(tx, row, identity, client_title, counter.moved_to(used + 1))
 
 
-def skip(tx: Transaction, identity: bytes, client_title: bytes, count: int) -> None:
-    """Give up `count` values, and all that were tried: somebody may have used them elsewhere."""
-    row = _row(tx, identity, client_title)
-    counter = _counter(row, 1)
-    start = max(counter.next, counter.trial_next)
-    _write(tx, row, identity, client_title, counter.moved_to(min(start + count, LAST)))
-
-
 def current(tx: Transaction, identity: bytes, client_title: bytes) -> Counter | None:
     """Read where a counter stands, or nothing if none of its values was ever reserved."""
     row = _row(tx, identity, client_title)

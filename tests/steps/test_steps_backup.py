@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 import shutil
 import subprocess
 import threading
@@ -12,18 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from hsmkm.errors import HsmkmError, InputError, IntegrityError, RefusedError
+from hsmkm.errors import HsmkmError, InputError, IntegrityError, PolicyError, RefusedError
 from hsmkm.packages import archive
 from hsmkm.packages.archive import Manifest, Member, open_archive, parse_manifest
 from hsmkm.packages.container import sign_content
 from hsmkm.packages.strict_json import canonical
 from hsmkm.steps import attest
+from hsmkm.steps.approve import new_request
 from hsmkm.steps.backup import STAGING, archivist, backup, restore
-from hsmkm.steps.party import open_party, utc_now
+from hsmkm.steps.party import open_inspection, open_party, utc_now
 from hsmkm.store import audit, key_sets, meters
 from hsmkm.store.store import Store
 from hsmkm.token.types import Sealed, Use
 from tests.command import failed
+from tests.officers import certify_officers, register_officers, set_policy
 from tests.realm import ACTOR, Realm, copy_realm
 
 
@@ -52,7 +56,7 @@ def host(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_a_home_is_made_again_on_an_empty_host_and_every_key_set_opens(saved: Path, host: Path) -> None:
-    done = restore(host, saved / "utility.backup")
+    done = restore(host, saved / "utility.backup", ACTOR)
     assert (done.party, done.purpose) == ("utility", "backup")
     with open_party(host, ACTOR) as party:
         assert attest.verify_audit(party, ()) == []
@@ -155,7 +159,7 @@ def test_what_was_cut_or_added_is_refused_and_nothing_is_restored(
     path = tmp_path / "bad.backup"
     path.write_bytes(change((saved / "utility.backup").read_bytes()))
     with pytest.raises((InputError, IntegrityError)):
-        restore(host, path)
+        restore(host, path, ACTOR)
     assert [one.name for one in host.iterdir()] == ["token"]
 
 
@@ -211,7 +215,7 @@ def test_a_path_that_leads_out_of_a_home_is_refused_even_when_it_is_signed(
     plain = archive._header(archive.MANIFEST, len(signed)) + signed + archive._padding(len(signed))
     forged.write_bytes(plain + bytes(1024))
     with pytest.raises(InputError, match=r"faults of form|not printable|JSON"):
-        restore(host, forged)
+        restore(host, forged, ACTOR)
     assert [one.name for one in host.iterdir()] == ["token"]
 
 
@@ -235,10 +239,44 @@ def test_a_restore_that_ended_early_leaves_no_home_and_goes_from_the_start(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", dying)
         with pytest.raises(KeyboardInterrupt):
-            restore(host, saved / "utility.backup")
+            restore(host, saved / "utility.backup", ACTOR)
     assert not (host / "hsmkm.toml").exists()
-    restore(host, saved / "utility.backup")
+    restore(host, saved / "utility.backup", ACTOR)
     with open_party(host, ACTOR) as party:
+        assert attest.check_store(party) == []
+
+
+def test_a_backup_that_is_older_than_the_anchor_is_restored_and_refused(delivered: Realm, tmp_path: Path) -> None:
+    with delivered.open("utility") as party:
+        backup(party, tmp_path / "older.backup")
+        with party.store.begin("test-later", "something", {}):
+            pass
+    shutil.copytree(delivered.home("utility") / "token", tmp_path / "host" / "token")
+    restore(tmp_path / "host", tmp_path / "older.backup", ACTOR)
+    with pytest.raises(IntegrityError) as raised, open_party(tmp_path / "host", ACTOR):
+        pass
+    assert "hsmkm store recover" in raised.value.hint
+
+
+def test_a_listed_restore_takes_the_approval_of_a_restored_officer(delivered: Realm, tmp_path: Path) -> None:
+    people = certify_officers(delivered, "alice")
+    register_officers(delivered, "utility", people)
+    set_policy(delivered, "utility", four_eyes='["store-restore"]')
+    path, host = tmp_path / "u.backup", tmp_path / "host"
+    with delivered.open("utility") as party:
+        backup(party, path)
+    shutil.copytree(delivered.home("utility") / "token", host / "token")
+    with pytest.raises(PolicyError, match="needs the approval of a second officer") as raised:
+        restore(host, path, ACTOR)
+    assert [one.name for one in host.iterdir()] == ["token"]
+    wanted = json.loads(shlex.split(raised.value.hint)[-1])
+    with delivered.open("utility") as party:
+        request = new_request(party.settings, ACTOR, "store-restore", "utility", wanted)
+    (tmp_path / "signed.p7m").write_bytes(people["alice"].sign(request))
+    restore(host, path, ACTOR, str(tmp_path / "signed.p7m"))
+    with open_inspection(host, ACTOR) as party:
+        with party.store.read() as tx:
+            assert [item.action for item in audit.log(tx, limit=1000)][-1] == "store-restore"
         assert attest.check_store(party) == []
 
 
@@ -246,7 +284,7 @@ def test_a_home_is_not_overwritten(saved: Path, tmp_path: Path) -> None:
     home = _copy(saved, tmp_path / "home")
     before = _files(home)
     with pytest.raises(RefusedError, match="is not empty"):
-        restore(home, saved / "utility.backup")
+        restore(home, saved / "utility.backup", ACTOR)
     assert _files(home) == before
 
 
@@ -254,7 +292,7 @@ def test_another_token_than_the_one_that_signed_it_is_refused(saved: Path, tmp_p
     host = tmp_path / "host"
     shutil.copytree(Realm(saved / "realm").home("concentrator") / "token", host / "token")
     with pytest.raises(HsmkmError, match=r"no token matches|not signed by this token"):
-        restore(host, saved / "utility.backup")
+        restore(host, saved / "utility.backup", ACTOR)
     assert [one.name for one in host.iterdir()] == ["token"]
 
 

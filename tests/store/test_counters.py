@@ -220,14 +220,6 @@ class NoValueTwice(RuleBasedStateMachine):
         except RefusedError:
             return
 
-    @rule(count=st.integers(1, 9))
-    def give_up(self, count: int) -> None:
-        with self.store.begin("skip", "x", {}) as tx:
-            counters.skip(tx, KEY, CLIENT, count)
-            counter = counters.current(tx, KEY, CLIENT)
-        assert counter is not None
-        assert counter.next > max(self.given, default=0) + count - 1
-
     @invariant()
     def no_value_twice(self) -> None:
         assert len(self.given) == len(set(self.given))
