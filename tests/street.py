@@ -12,14 +12,28 @@ from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import load, save_to
 from hsmkm.steps.communicate import find_meter
 from hsmkm.steps.party import Party
+from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.renew import GLOBAL_KEYS
+from hsmkm.steps.setup import make_token, write_home
 from hsmkm.store import check, meters, urgent
+from hsmkm.token.session import SOFTHSM
 from hsmkm.token.types import MeterRole
 from tests.field import state_path
-from tests.realm import Realm, title_of
+from tests.realm import ACTOR, Realm, certify_home, title_of
 
 SERIALS = (1, 2)
 ONE, OTHER = (title_of(serial) for serial in SERIALS)
+NEWCOMER = "4F574E4500000007"
+"""The system title of the second utility."""
+
+
+def add_newcomer(realm: Realm) -> None:
+    """Make a second utility, which knows the first one and is known to it."""
+    make_token(write_home(realm.home("newcomer"), "newcomer", "utility", NEWCOMER, (), SOFTHSM), ACTOR)
+    certify_home(realm, "newcomer")
+    for name, other in (("utility", "newcomer"), ("newcomer", "utility")):
+        with realm.open(name) as party:
+            register_party(party, PartyPlan(other, "utility", (), "", "", realm.folder / "certificates" / other))
 
 
 @dataclass

@@ -28,6 +28,7 @@ from tests.field import state_path, wait_until
 from tests.realm import copy_realm, title_of
 from tests.steps.test_steps_agree import injected as agreeing
 from tests.steps.test_steps_enrol import TITLE, injected
+from tests.street import add_newcomer
 
 if TYPE_CHECKING:
     from tests.field import Field
@@ -174,3 +175,18 @@ def test_a_home_is_kept_rotated_and_moved_as_its_page_says(delivered_template: R
     (tmp_path / "work").mkdir()
     variables = {"LAB": str(realm.folder), "WORK": str(tmp_path / "work")}
     assert differences(walk("backup.md", variables, tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_the_life_of_keys_goes_as_its_page_says(delivered_template: Realm, tmp_path: Path) -> None:
+    realm = copy_realm(delivered_template, tmp_path / "realm")
+    add_newcomer(realm)
+    titles = [title_of(serial) for serial in (1, 2)]
+    paths = [state_path(realm, serial) for serial in (1, 2)]
+    with serving([Meter(load(path), save=save_to(path)) for path in paths]) as ports:
+        with realm.open("factory") as party, party.store.begin("moved", "meters", {}) as tx:
+            for title, port in zip(titles, ports, strict=True):
+                meters.update(tx, replace(meters.find(tx, title), address=f"127.0.0.1:{port}"))
+        variables = {"LAB": str(realm.folder), "METER": titles[0], "OTHER": titles[1]}
+        done = walk("life-cycle.md", variables, tmp_path)
+    assert differences(done) == []

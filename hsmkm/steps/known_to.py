@@ -44,7 +44,9 @@ def known_to(tx: Transaction, text: str) -> list[Knower]:
             raise RefusedError(f"nobody was given a key of identity {text}", hint="hsmkm key holders METER")
     else:
         found = holders.for_meter(tx, meters.find(tx, text).system_title)
-    return [_knower(tx, item) for item in found]
+    return sorted(
+        (_knower(tx, item) for item in found), key=lambda item: (item.ref, str(item.given), item.party, item.role)
+    )
 
 
 def _identity(text: str) -> bytes | None:

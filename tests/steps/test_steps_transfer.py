@@ -22,20 +22,16 @@ from hsmkm.steps.known_to import known_to
 from hsmkm.steps.life import compromise
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.receive import receive
-from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
 from hsmkm.steps.results import Outcome
-from hsmkm.steps.setup import make_token, write_home
 from hsmkm.steps.transfer import transfer
 from hsmkm.steps.urgent import renew_urgent
 from hsmkm.store import check, counters, in_force, key_sets, meters, urgent
 from hsmkm.store.meter import MeterState
 from hsmkm.token.types import KeyRole
 from tests.field import Field, energy, key_states, state_path
-from tests.realm import ACTOR, Realm, certify_home, title_of
-
-ONE = title_of(1)
-NEW_TITLE = "4F574E4500000007"
+from tests.realm import Realm
+from tests.street import NEWCOMER, ONE, add_newcomer
 
 
 @dataclass
@@ -74,11 +70,7 @@ class Deal:
 @pytest.fixture
 def deal(field: Field) -> Iterator[Deal]:
     realm = field.realm
-    make_token(write_home(realm.home("newcomer"), "newcomer", "utility", NEW_TITLE, (), "softhsm2"), ACTOR)
-    certify_home(realm, "newcomer")
-    for name, other in (("utility", "newcomer"), ("newcomer", "utility")):
-        with realm.open(name) as party:
-            register_party(party, PartyPlan(other, "utility", (), "", "", realm.folder / "certificates" / other))
+    add_newcomer(realm)
     path = state_path(realm, 1)
     with serving([Meter(load(path), save=save_to(path))]) as (port,):
         yield Deal(realm, f"127.0.0.1:{port}")
@@ -119,7 +111,7 @@ def test_the_new_owner_replaces_all_that_the_former_one_knew(deal: Deal) -> None
             assert {(item.party, item.role) for item in known_to(tx, ONE)} == {
                 ("utility", role) for role in ("guek", "gak", "gbek", "master")
             }
-            own = counters.current(tx, held.key(KeyRole.GUEK).identity, bytes.fromhex(NEW_TITLE))
+            own = counters.current(tx, held.key(KeyRole.GUEK).identity, bytes.fromhex(NEWCOMER))
             assert own is None
         assert [item.state for item in renew_urgent(party)] == ["active"]
         with party.store.read() as tx:
