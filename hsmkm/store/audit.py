@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 
-from hsmkm.errors import RefusedError
+from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as table
@@ -56,7 +56,10 @@ def verify(tx: Transaction) -> list[Problem]:
         if text:
             return [Problem("audit", str(row["sequence"]), text)]
         previous = row["hash"]
-    state = tx.state()
+    try:
+        state = tx.state()
+    except IntegrityError as error:
+        return [Problem("store_state", "1", error.message)]
     if state is not None and (state.audit_sequence, state.audit_hash) != (sequence, previous):
         return [Problem("audit", str(sequence), f"it is not the newest record, which is {state.audit_sequence}")]
     return []
