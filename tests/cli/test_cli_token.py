@@ -15,6 +15,7 @@ from hsmkm.steps.setup import set_in_file
 from hsmkm.token.profile import load_profile
 from tests.command import Done, failed, results
 from tests.conftest import make_token
+from tests.faults.shim import Plan, Shim
 from tests.forge import everything
 from tests.realm import ACTOR, HSMKM, Realm
 
@@ -197,6 +198,12 @@ def test_a_module_that_crashes_ends_the_command_with_two_lines(realm: Realm) -> 
     error, hint = done.stderr.splitlines()[-2:]
     assert error == f"error: the token's worker ended with {-signal.SIGABRT}"
     assert hint.startswith("hint: ")
+
+
+def test_a_module_that_hangs_ends_the_command_with_two_lines(realm: Realm, shim: Shim) -> None:
+    hanging = shim.environment(Plan("C_Sign", 1, "hang")) | {"HSMKM_TOKEN_ANSWER_SECONDS": "1"}
+    error, _ = failed(realm.cli("utility", *CHECK, environment=hanging), 3)
+    assert error == "the token did not answer within 1 s, and the worker was ended"
 
 
 def test_a_token_whose_files_were_damaged_is_refused_without_a_traceback(realm: Realm) -> None:

@@ -56,6 +56,7 @@ CODES = tuple(
         "HOST_MEMORY",
     )
 )
+GONE_STEP = 3
 ENDINGS = ("hang", "kill", "die")
 PIN_LOCKED, PIN_INCORRECT = ckr.CODES["CKR_PIN_LOCKED"], ckr.CODES["CKR_PIN_INCORRECT"]
 LOST_LOGIN = Plan("C_Login", 1, "lose", ckr.CODES["CKR_DEVICE_ERROR"])
@@ -130,7 +131,10 @@ def _chosen(every: Sequence[T], sample: int | None, seed: int, part: str) -> Seq
 
 
 def _injections(theatre: Theatre) -> list[Injection]:
-    """List two faults for each call of each operation; the return values take turns. The last is one call too far."""
+    """List two faults for each call of each operation, and a token that is gone from every third call on.
+
+    The return values take turns. The last call of each name is one too far: the work passes untouched.
+    """
     found: list[Injection] = []
     for operation in OPERATIONS:
         calls = theatre.calls(operation)
@@ -140,12 +144,16 @@ def _injections(theatre: Theatre) -> list[Injection]:
                 Injection(operation, Plan(name, nth, "fail", CODES[place % len(CODES)])),
                 Injection(operation, Plan(name, nth, "lose", CODES[(place + place // len(CODES)) % len(CODES)])),
             ]
+        found += [
+            Injection(operation, Plan("*", nth, "fail", CODES[nth // GONE_STEP % len(CODES)], FOREVER))
+            for nth in range(1, len(calls) + 1, GONE_STEP)
+        ]
     return found
 
 
 def _endings(every: Sequence[Injection]) -> list[Injection]:
     """List one call of each name in each operation, which hangs, is killed, or dies with its answer."""
-    sites = {(one.operation.name, one.plan.call): one for one in every if one.plan.nth == 1}
+    sites = {(one.operation.name, one.plan.call): one for one in every if one.plan.nth == 1 and one.plan.times == 1}
     return [
         Injection(one.operation, Plan(one.plan.call, 1, ENDINGS[place % len(ENDINGS)]))
         for place, one in enumerate(sites.values())

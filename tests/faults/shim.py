@@ -42,7 +42,8 @@ class Plan:
     def told(self) -> str:
         """The plan in words, as violations name it."""
         what = ckr.name(self.code) if self.action in ("fail", "lose") else str(self.code or "")
-        return " ".join(filter(None, (f"{self.call} #{self.nth}", self.action, what)))
+        since = "" if self.times == 1 else "from there on"
+        return " ".join(filter(None, (f"{self.call} #{self.nth}", self.action, what, since)))
 
 
 NOTHING = Plan("-", 0, "pass")
