@@ -145,13 +145,22 @@ def _in_clear(calls: Sequence[Call], stored: _Stored, found: Verdict) -> None:
             _made_in_clear(call, before.get(call["process"], ""), passages, stored, found)
         elif name == "C_GetAttributeValue" and int(call["read"].get(VALUE, -1)) >= 0:
             _read_in_clear(call, dedicated, stored, found)
-        elif name == "C_SetAttributeValue" or (name == "C_CopyObject" and {SENSITIVE, EXTRACTABLE} & set(template)):
-            found.against("clear", call, "attributes of a key were changed")
+        elif name in ("C_SetAttributeValue", "C_CopyObject"):
+            _changed(call, found)
         before[call["process"]] = name
+
+
+def _changed(call: Call, found: Verdict) -> None:
+    """A key's attributes are never changed; the copy of one may not be readable, or leave the token."""
+    is_key = Seen.parse(call["key"]).of_class in ("secret", "private")
+    if is_key and (call["call"] == "C_SetAttributeValue" or {SENSITIVE, EXTRACTABLE} & set(call["template"])):
+        found.against("clear", call, "attributes of a key were changed")
 
 
 def _made_in_clear(call: Call, before: str, passages: set[str], stored: _Stored, found: Verdict) -> None:
     template, key = call["template"], Seen.parse(call["made"])
+    if key.of_class not in ("secret", "private"):
+        return
     if call["call"] == "C_CreateObject" and VALUE in template:
         is_sealed = not _used_for(template) and key.fingerprint in stored.meters
         if before == "C_DigestFinal":
@@ -160,7 +169,7 @@ def _made_in_clear(call: Call, before: str, passages: set[str], stored: _Stored,
             found.exceptions["imported key"] += 1
         else:
             found.against("clear", call, "a key was created of a value")
-    if _true(template, SENSITIVE) or template.get(CLASS) not in (SECRET_CLASS, PRIVATE_CLASS):
+    if _true(template, SENSITIVE):
         return
     under = Seen.parse(call["under"]) if "under" in call else None
     if under is not None and under.kind == "gak-storage":
