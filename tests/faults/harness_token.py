@@ -13,9 +13,11 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
@@ -56,7 +58,7 @@ CODES = tuple(
         "HOST_MEMORY",
     )
 )
-GONE_STEP = 3
+GONE_STEP = 7
 ENDINGS = ("hang", "kill", "die")
 PIN_LOCKED, PIN_INCORRECT = ckr.CODES["CKR_PIN_LOCKED"], ckr.CODES["CKR_PIN_INCORRECT"]
 LOST_LOGIN = Plan("C_Login", 1, "lose", ckr.CODES["CKR_DEVICE_ERROR"])
@@ -93,12 +95,9 @@ def run(sample: int | None, seed: int) -> Report:
     shim = build()
     with tempfile.TemporaryDirectory() as folder, _through(shim):
         theatre = Theatre(Path(folder), shim)
-        tally = Tally()
         every = _injections(theatre)
-        for injection in _chosen(every, sample, seed, "calls"):
-            break_call(theatre, injection, tally)
-        for injection in _chosen(_endings(every), sample, seed, "workers"):
-            break_worker(theatre, injection, tally)
+        calls, workers = _chosen(every, sample, seed, "calls"), _chosen(_endings(every), sample, seed, "workers")
+        tally = _break_all() if sample is None else _break(theatre, calls, workers)
         for plan in _chosen(_in_service(), sample, seed, "service"):
             break_service(theatre, plan, tally)
         for answer in (None, LOST_LOGIN):
@@ -106,6 +105,36 @@ def run(sample: int | None, seed: int) -> Report:
         try_two_keys(theatre, tally)
         found = negative_controls(theatre)
     return Report(NAME, tally.hits, tuple(tally.violations), found)
+
+
+def _break(theatre: Theatre, calls: Sequence[Injection], workers: Sequence[Injection]) -> Tally:
+    """Strike calls in this process and in workers."""
+    tally = Tally()
+    for injection in calls:
+        break_call(theatre, injection, tally)
+    for injection in workers:
+        break_worker(theatre, injection, tally)
+    return tally
+
+
+def _break_all() -> Tally:
+    """Strike every call there is, with as many processes as there are cores."""
+    cores = os.cpu_count() or 1
+    tally = Tally()
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        for share in pool.map(_break_share, range(cores), [cores] * cores):
+            tally.hits += share.hits
+            tally.violations += share.violations
+    return tally
+
+
+def _break_share(place: int, of: int) -> Tally:
+    """Strike every call whose turn it is."""
+    shim = build()
+    with tempfile.TemporaryDirectory() as folder, _through(shim):
+        theatre = Theatre(Path(folder), shim)
+        every = _injections(theatre)
+        return _break(theatre, every[place::of], _endings(every)[place::of])
 
 
 @contextmanager
@@ -131,19 +160,21 @@ def _chosen(every: Sequence[T], sample: int | None, seed: int, part: str) -> Seq
 
 
 def _injections(theatre: Theatre) -> list[Injection]:
-    """List two faults for each call of each operation, and a token that is gone from every third call on.
+    """List a fault for each call of each operation, two for the first of a name, and a token that goes for good.
 
-    The return values take turns. The last call of each name is one too far: the work passes untouched.
+    Return values take turns, and so do calls that fail and calls whose answer is lost. The last call of each name is
+    one too far: the work passes untouched.
     """
     found: list[Injection] = []
     for operation in OPERATIONS:
         calls = theatre.calls(operation)
         sites = [(name, nth) for name in sorted(set(calls)) for nth in range(1, calls.count(name) + 2)]
         for place, (name, nth) in enumerate(sites, len(found)):
-            found += [
-                Injection(operation, Plan(name, nth, "fail", CODES[place % len(CODES)])),
-                Injection(operation, Plan(name, nth, "lose", CODES[(place + place // len(CODES)) % len(CODES)])),
+            plans = [
+                Plan(name, nth, "fail", CODES[place % len(CODES)]),
+                Plan(name, nth, "lose", CODES[(place + place // len(CODES)) % len(CODES)]),
             ]
+            found += [Injection(operation, plan) for plan in (plans if nth == 1 else plans[nth % 2 :][:1])]
         found += [
             Injection(operation, Plan("*", nth, "fail", CODES[nth // GONE_STEP % len(CODES)], FOREVER))
             for nth in range(1, len(calls) + 1, GONE_STEP)
@@ -345,7 +376,7 @@ def _forgetful(theatre: Theatre) -> list[str]:
 def _endless(theatre: Theatre) -> list[str]:
     """A worker that waits for its token as long as it takes."""
     tally = Tally()
-    break_worker(theatre, Injection(_named("read"), Plan("C_Sign", 1, "hang")), tally, answer=None)
+    break_worker(theatre, Injection(_named("read"), Plan("C_EncryptInit", 1, "hang")), tally, answer=None)
     return tally.violations
 
 
