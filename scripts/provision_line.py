@@ -14,7 +14,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,14 +22,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-FORMAT = "hsmkm-line-report/1"
-WORKING, DONE, FAILED = "working", "done", "failed"
-ACTIVE, UNKNOWN, NO_ADDRESS = "active", "unknown", "no address"
+from line_report import ACTIVE, DONE, FAILED, NO_ADDRESS, UNKNOWN, WORKING, Report, Row, free, now, write
+
 USAGE, UNREACHABLE, PARTLY = 2, 3, 7
 """Exit codes of `hsmkm`, and of this program."""
 
@@ -50,8 +46,6 @@ command which cannot go on: 1 refused, 2 usage, 3 token unreachable, 4 login, 5 
 stays in FOLDER/working and goes on at the next start. Without --once, 1 and 3 are tried again after SECONDS.
 See docs/provision-line.md.
 """
-
-Row = dict[str, Any]
 
 
 class CannotGoOnError(Exception):
@@ -92,26 +86,6 @@ class Answer:
     def hint(self) -> str:
         """What hsmkm advises."""
         return "; ".join(self.said("hint"))
-
-
-@dataclass
-class Report:
-    """What became of an order; kept beside it, and written anew after each step."""
-
-    order: str
-    id: str
-    line: str
-    utility: str
-    claimed: str
-    state: str = WORKING
-    finished: str = ""
-    injection: list[str] = field(default_factory=list)
-    delivery: list[str] = field(default_factory=list)
-    meters: list[Row] = field(default_factory=list)
-    error: str = ""
-    hint: str = ""
-    faults: list[str] = field(default_factory=list)
-    format: str = FORMAT
 
 
 class Line:
@@ -422,38 +396,6 @@ def read_addresses(path: Path | None) -> dict[str, str]:
             raise CannotGoOnError(1, f"{path}:{number}: must be METER,HOST:PORT, each meter once")
         found[name] = address
     return found
-
-
-def free(folder: Path, stem: str, report: Report) -> Path:
-    """Give NAME.csv, or NAME-2.csv and so on where another order is filed under that name."""
-    number, target = 1, folder / f"{stem}.csv"
-    while target.exists() or not belongs(target.with_suffix(".json"), report):
-        number += 1
-        target = folder / f"{stem}-{number}.csv"
-    return target
-
-
-def belongs(path: Path, report: Report) -> bool:
-    """Tell whether a report's place is free, or taken by this very report."""
-    try:
-        return not path.exists() or bool(json.loads(path.read_text(encoding="utf-8")) == asdict(report))
-    except ValueError:
-        return False
-
-
-def write(path: Path, report: Report) -> None:
-    """Write a report whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(report), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-
-
-def now() -> str:
-    """Give the time in UTC, to the second."""
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
 
 
 def talk(text: str) -> None:

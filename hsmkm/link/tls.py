@@ -40,7 +40,13 @@ _CIPHERS_TLS12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NETWORK_ID = 0
 _MAX_FILE = 16 * 1024 * 1024
 _CHUNK = 65_536
-_UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, CryptographyDeprecationWarning)
+_UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -35,6 +35,8 @@ def parse(data: bytes, limit: int, what: str) -> Value:
             parse_float=_refuse,
             parse_constant=_refuse,
         )
+        if b"\\ud" in data.lower():  # only an escape can name half of a character, which no encoding writes
+            canonical(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not strict JSON: {_first_line(error)}") from error
     return value
@@ -58,7 +60,7 @@ def _refuse(_text: str) -> NoReturn:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeError):
         return "not UTF-8"
     if isinstance(error, RecursionError):
         return "nested too deeply"

@@ -22,6 +22,8 @@ from hsmkm.errors import HsmkmError, InputError, IntegrityError, ProtocolError, 
 from hsmkm.link import aim, gateway
 from hsmkm.link.tls import PeerRefusedError, PeerRule
 from hsmkm.link.wrapper import Decoder, Frame
+from hsmkm.packages.approval import open_approval, parse_request
+from hsmkm.packages.archive import open_archive, parse_manifest
 from hsmkm.packages.container import open_container
 from hsmkm.packages.content import parse_content
 from hsmkm.packages.receipt import open_receipt, parse_receipt
@@ -36,7 +38,7 @@ from hsmkm.steps.attest import _is_checkpoint
 from hsmkm.steps.communicate import split_address, split_listen
 from hsmkm.steps.model import read_key_file
 from hsmkm.steps.order import parse_order
-from hsmkm.steps.setup import _ROLE_SECTIONS, _TEMPLATE
+from hsmkm.steps.setup import write_home
 from hsmkm.token import curves
 from hsmkm.token.profile import parse_profile
 from hsmkm.token.types import SecretRole
@@ -153,6 +155,11 @@ def _signed(name: str) -> tuple[bytes, ...]:
     return fuzz_seeds.signed()[name]
 
 
+def _extracted(path: Path) -> None:
+    with open_archive(path) as archive, tempfile.TemporaryDirectory() as folder:
+        archive.extract(Path(folder, "home"))
+
+
 def _packages() -> list[Parser]:
     return [
         Parser("container", open_container, SIGNED, partial(_signed, "package")),
@@ -163,6 +170,10 @@ def _packages() -> list[Parser]:
         Parser("receipt", parse_receipt, INPUT, partial(_signed, "receipt")),
         Parser("signed checkpoint", open_container, SIGNED, partial(_signed, "checkpoint")),
         Parser("checkpoint", _is_checkpoint, INPUT, partial(_signed, "checkpoint")),
+        Parser("approval request", parse_request, INPUT, partial(_signed, "approval")),
+        Parser("signed approval", open_approval, SIGNED, partial(_signed, "approval")),
+        Parser("manifest", parse_manifest, INPUT, partial(_signed, "manifest")),
+        Parser("archive", _in_file(_extracted, "backup"), SIGNED, partial(_signed, "archive")),
         Parser("strict json", lambda octets: parse_json(octets, 1 << 20, "it"), INPUT, lambda: _SOME_JSON),
     ]
 
@@ -201,16 +212,13 @@ def _in_file(read: Callable[[Path], object], name: str) -> Callable[[bytes], obj
     return parse
 
 
+@cache
 def _settings() -> tuple[bytes, ...]:
-    fields = {
-        "name": "a",
-        "system_title": "5554490000000001",
-        "flags": '"MMM"',
-        "profile": "softhsm2",
-        "kdf_on_host": "true",
-    }
-    roles = ("factory", "utility", "authority", "concentrator")
-    return tuple((_TEMPLATE.format(**fields, role=role) + _ROLE_SECTIONS.get(role, "")).encode() for role in roles)
+    made = []
+    for role in ("factory", "utility", "authority", "concentrator"):
+        write_home(_folder() / role, "a", role, "5554490000000001", ("MMM",))
+        made.append((_folder() / role / SETTINGS_FILE).read_bytes())
+    return tuple(made)
 
 
 def _files() -> list[Parser]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from hsmkm.dlms.channel import Form
 from hsmkm.dlms.general_keys import KeyChoice
 from hsmkm.dlms.security_setup import KeyTransfer
 from hsmkm.dlms.types import KeyId, Mechanism, SecuritySuite
+from hsmkm.packages.approval import ApprovalRequest
+from hsmkm.packages.archive import DATABASE, SETTINGS, ArchivePurpose, Manifest, member, write_archive
 from hsmkm.packages.container import sign_content
 from hsmkm.packages.content import MeterEntry, PackageContent, Peer, Purpose, Under, WrappedKey
 from hsmkm.packages.receipt import receipt_for, sign_receipt
@@ -28,6 +32,7 @@ from hsmkm.packages.transport import UKM_OCTETS, WRAPPED_OCTETS, RecipientInfo, 
 from hsmkm.pki.requests import build_request
 from hsmkm.simulator.key_pairs import SoftwareSigner, generate, point_of
 from hsmkm.simulator.meter import ACTIVE_ENERGY, LONG_VALUE
+from hsmkm.store.snapshot import Snapshot
 from hsmkm.token import curves
 from hsmkm.token.types import KeyRole
 from tests.packages.conftest import NOW, UTILITY, Pki
@@ -112,12 +117,31 @@ def signed() -> Mapping[str, tuple[bytes, ...]]:
     crl = pki.crl(pki.issuing, leaf).public_bytes(Encoding.DER)
     receipt = receipt_for("0f8fad5b-d9cb-469f-a165-70867728950e", made["package"][0], ["no"], NOW)
     checkpoint = canonical({"epoch": 1, "hash": "ab" * 32, "sequence": 7, "time": "2026-05-04T12:00:00Z"})
+    made |= _officers(key, leaf)
     return made | {
         "receipt": (sign_receipt(receipt, key, leaf, (), NOW), receipt.encode()),
         "checkpoint": (sign_content(checkpoint, key, leaf, (), NOW), checkpoint),
         "certificate": (*ders, b"".join(one.public_bytes(Encoding.PEM) for one in certificates)),
         "crl": (crl,),
     }
+
+
+def _officers(key: ec.EllipticCurvePrivateKey, leaf: x509.Certificate) -> Mapping[str, tuple[bytes, ...]]:
+    """Make an approval and a backup."""
+    asked: dict[str, object] = {"keys": ["storage"], "number": 2}
+    named = ("0f8fad5b-d9cb-469f-a165-70867728950e", "utility", UTILITY.system_title, "token-rotate", "token")
+    request = ApprovalRequest(*named, asked, "anna", NOW, NOW + timedelta(hours=8)).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        sources = {name: Path(folder, name) for name in (DATABASE, SETTINGS)}
+        for name, path in sources.items():
+            path.write_text(name, encoding="utf-8")
+        files = tuple(member(name, path) for name, path in sources.items())
+        snapshot = Snapshot("0001", bytes(16), 1, 1, bytes(32))
+        manifest = Manifest(ArchivePurpose.BACKUP, NOW, UTILITY, b"", snapshot, files)
+        write_archive(Path(folder, "a"), sign_content(manifest.encode(), key, leaf, (), NOW), manifest, sources)
+        archive = Path(folder, "a").read_bytes()
+    approval = sign_content(request, key, leaf, (), NOW)
+    return {"approval": (approval, request), "manifest": (manifest.encode(),), "archive": (archive,)}
 
 
 def _recipient_info(certificate: x509.Certificate, key: ec.EllipticCurvePublicKey) -> bytes:

@@ -21,7 +21,7 @@ from tests.faults.fuzz_broken import BROKEN, HIDDEN, broken
 from tests.faults.fuzz_parsers import parsers
 from tests.faults.report import Report
 
-MUTANTS, GUIDED = 2_000, 20_000
+MUTANTS, GUIDED = 1_000, 10_000
 """Inputs for each parser in a whole run."""
 
 CONTROL = 1_000

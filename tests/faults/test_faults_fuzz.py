@@ -57,6 +57,15 @@ def test_every_parser_but_those_of_one_form_takes_a_real_input() -> None:
     assert refused == []
 
 
+@pytest.mark.parametrize("name", ["tls peer", "certificates"])
+def test_a_certificate_of_a_version_that_is_none_is_refused(name: str) -> None:
+    (parser,) = (one for one in parsers() if one.name == name)
+    version = bytes.fromhex("a003020102")
+    altered = parser.seeds()[0].replace(version, version[:-1] + b"\x12", 1)
+    with pytest.raises(parser.errors):
+        parser.parse(altered)
+
+
 @pytest.mark.slow
 def test_a_sample_of_the_harness_finds_nothing_but_what_is_broken_on_purpose() -> None:
     report = harness_fuzz.run(SAMPLE, seed=1)

@@ -104,6 +104,7 @@ def test_canonical_text_escapes_as_rfc_8785_does() -> None:
         (b'{"a":' + b"9" * 5000 + b"}", "out of range"),
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff", "not UTF-8"),
+        (b'{"a":"\\uD800"}', "not UTF-8"),
         (b"", "Expecting value"),
         (b"{} x", "Extra data"),
     ],
