@@ -193,7 +193,7 @@ def test_it_reads_at_its_interval_without_a_gap_while_the_aim_renews_and_a_dead_
         given(party, 2, address)
         wait_until(lambda: bool(readings(field.realm, 2)), running.log.read_text)
         assert energy(party, 1) == VALUE
-    assert "did not answer within 7 s and was ended" in readings(field.realm, 2)[0]["error"]
+    assert "did not answer within 7 s, and the worker was ended" in readings(field.realm, 2)[0]["error"]
     health = field.realm.cli("concentrator", "concentrator", "health")
     assert health.returncode == 1
     told = {row["check"]: row["state"] for row in json.loads(health.stdout)}
