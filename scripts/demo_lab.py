@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class Processes:
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
+        _end_session(process.pid)
         self.forget(process)
         return code
 
@@ -97,6 +99,12 @@ class Processes:
             left = list(self.running.values())
         for process in reversed(left):
             self.stop(process)
+
+
+def _end_session(leader: int) -> None:
+    """Kill what is left of a process's session: a worker that was still starting when its command was ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 @dataclass(slots=True)
