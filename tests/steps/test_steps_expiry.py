@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hsmkm.steps.expiry import due_certificates, due_lists, renewal_date
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import utc_now
+from hsmkm.store import certificates
 from tests.realm import title_of
 from tests.steps.test_steps_issue import write_request
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 TITLE = title_of(1)
 
 
-def states(party: Party, after: float, days: int) -> dict[str, str]:
+def states(party: Party, after: timedelta, days: int) -> dict[str, str]:
+    """What is due so long after the title's last certificate began, whatever the time is now."""
     with party.store.read() as tx:
-        found = list(due_certificates(tx, utc_now() + timedelta(days=after), days))
+        begin = max(record.not_before for record in certificates.listing(tx, owner=TITLE))
+        found = list(due_certificates(tx, begin + after, days))
     return {item.profile: item.state for item in found if item.owner == TITLE}
 
 
@@ -32,18 +35,20 @@ def test_a_certificate_is_due_at_two_thirds_of_its_life(realm: Realm, tmp_path: 
         write_request(tmp_path / "requests", profile, TITLE)
     with realm.open("authority") as party:
         issue(party, tmp_path / "requests", tmp_path / "out")
-        assert states(party, 59.9, 30) == {}
-        assert states(party, 60.1, 0) == {"tls": "renewal due"}
-        assert states(party, 60.1, 30) == {"tls": "expiring"}
-        assert states(party, 91, 30) == {"tls": "expired"}
-        assert states(party, 5 * 365, 30) == {"tls": "expired", "digital-signature": "expiring"}
+        assert states(party, timedelta(days=59.9), 30) == {}
+        assert states(party, timedelta(days=60.1), 0) == {"tls": "renewal due"}
+        assert states(party, timedelta(days=60.1), 30) == {"tls": "expiring"}
+        assert states(party, timedelta(days=91), 30) == {"tls": "expired"}
+        life = timedelta(days=5 * 365)
+        assert states(party, life, 30) == {"tls": "expired", "digital-signature": "expiring"}
+        assert states(party, life + timedelta(seconds=1), 30) == {"tls": "expired", "digital-signature": "expired"}
 
 
 def test_a_device_without_an_end_is_never_due(realm: Realm, tmp_path: Path) -> None:
     write_request(tmp_path / "requests", "digital-signature", TITLE)
     with realm.open("authority") as party:
         issue(party, tmp_path / "requests", tmp_path / "out", without_end=True)
-        assert states(party, 100 * 365, 3660) == {}
+        assert states(party, timedelta(days=100 * 365), 3660) == {}
 
 
 def test_what_was_renewed_is_not_named_and_what_is_on_another_curve_is(realm: Realm, tmp_path: Path) -> None:

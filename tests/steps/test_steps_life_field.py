@@ -105,5 +105,6 @@ def test_what_the_former_concentrator_knows_is_asked_for_until_the_meter_answers
     field.concentrate("other-concentrator")
     with field.realm.open("utility") as party:
         wait_until(lambda: {state for _, state in field.package_states()} == {"accepted"})
+        wait_until(lambda: {state for _, state in field.package_states(peer="other-concentrator")} == {"accepted"})
         assert [item.state for item in renew_urgent(party)] == ["active"]
         assert energy(party, 1) > 0
