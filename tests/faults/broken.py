@@ -37,13 +37,15 @@ def rename_before_commit() -> None:
 
 
 def counters_without_commit() -> None:
-    """A block of counters is handed out and never written."""
+    """A block of counters is handed out and never written, nor counted among the rows and moves that were."""
     reserve = counters.reserve
 
     def forgetful(tx: Transaction, *rest: Any, **named: Any) -> range:  # noqa: ANN401 - passed on as it is
         nested = tx.connection.begin_nested()
+        sums, moves = dict(tx.changes.tables), dict(tx.counters)
         given = reserve(tx, *rest, **named)
         nested.rollback()
+        tx.changes.tables, tx.counters = sums, moves
         return given
 
     counters.reserve = forgetful
