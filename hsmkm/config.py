@@ -36,6 +36,7 @@ APPROVABLE = (
     "package-first-recipient",
     "meter-destroy",
     "meter-transfer",
+    "store-restore",
     "store-recover",
     "trust-anchor",
     "ca-create",

@@ -93,7 +93,7 @@ def party_worker() -> Iterator[Worker[Party]]:
 def inspecting_worker() -> Iterator[Worker[Party]]:
     """Spawn the same worker for a check of the store, which it opens whatever is wrong with it."""
     here = frame()
-    with Worker(party.open_inspection, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+    with worker_starter(party.open_inspection, here.home, here.actor)() as worker:
         yield worker
 
 

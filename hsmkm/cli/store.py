@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, inherited, inspecting_worker, party_worker, show, talk
+from hsmkm.cli.frame import frame, inspecting_worker, party_worker, show, talk, worker_starter
 from hsmkm.errors import IntegrityError
 from hsmkm.token.workers import Worker
 
@@ -49,7 +49,7 @@ def upgrade() -> None:
     """
     here = frame()
     settings = here.settings()
-    with Worker(setup.open_settings, here.home, inherit=inherited(settings)) as worker:
+    with worker_starter(setup.open_settings, here.home)() as worker:
         sealed = worker.call(attest.upgrade_store, here.actor)
     result = "upgraded and sealed" if sealed else "up to date"
     show([{"store": settings.store_url, "result": result}], ("store", "result"))
@@ -99,7 +99,7 @@ def recover(
     lost, and the anchor follows. Stop every other process of this home first.
     """
     here = frame()
-    with Worker(recover_step.open_recovery, here.home, here.actor, inherit=inherited(here.settings())) as worker:
+    with worker_starter(recover_step.open_recovery, here.home, here.actor)() as worker:
         done = worker.call(recover_step.recover_store, approval)
     show(
         [

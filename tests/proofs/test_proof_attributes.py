@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsmkm.errors import IntegrityError, TokenRefusedError
+from hsmkm.steps.officer_key import request_certificate
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.store import key_sets
@@ -26,6 +27,7 @@ from hsmkm.token.keyring import GAK_STORAGE, STORAGE
 from hsmkm.token.profile import load_profile
 from hsmkm.token.template import Template, ffi
 from hsmkm.token.types import KeyRole, MeterRole, Sealed, Use
+from tests.officers import certify_officers
 from tests.realm import ROLES, Realm, title_of
 
 A = Attribute
@@ -42,6 +44,10 @@ PARTY_PAIRS = {
     for curve in ("", "-p384")
 }
 AUTHORITY_PAIRS = {"ca:root": A.SIGN, "ca:issuing": A.SIGN, "ca:package-issuing": A.SIGN}
+OFFICER_PAIRS = {"authority": "ca:officer-issuing", "line": "officer"}
+"""Pairs that a home gets only where officers are certified, or the home is an officer's own; a line's stands for it."""
+
+ANCHOR = "anchor"
 HIDDEN = "sensitive, always sensitive, never extractable, local"
 PARTIES = sorted(ROLES)
 
@@ -58,11 +64,14 @@ def table(name: str) -> dict[Key, set[Attribute]]:
 
 
 def objects(party: Party) -> dict[Key, int]:
-    """Every object of the token, of whatever class, with its handle."""
+    """Every key of the token with its handle; what else it holds is the store's anchor, which is no secret."""
     cryptoki = party.vault.session.cryptoki
-    found = {}
+    found: dict[Key, int] = {}
     for handle in cryptoki.find(Template({A.TOKEN: True}), 100):
         of_class = ObjectClass(int.from_bytes(cryptoki.read(handle, A.CLASS), "little"))
+        if of_class is ObjectClass.DATA:
+            assert cryptoki.read(handle, A.LABEL).decode() == ANCHOR
+            continue
         key = (cryptoki.read(handle, A.LABEL).decode(), of_class)
         assert key not in found
         found[key] = handle
@@ -87,7 +96,20 @@ def test_the_page_on_tokens_says_what_they_hold() -> None:
     held = {
         label: usages for name in PARTIES for (label, of_class), usages in table(name).items() if of_class != PUBLIC
     }
-    assert said == held
+    assert said == held | {label: {A.SIGN} for label in OFFICER_PAIRS.values()}
+
+
+@pytest.mark.parametrize(("name", "label"), OFFICER_PAIRS.items())
+def test_the_pairs_of_officers_and_of_their_authority_sign_and_do_nothing_else(
+    realm: Realm, name: str, label: str
+) -> None:
+    if name == "authority":
+        certify_officers(realm, "alice")
+    with realm.open(name) as party:
+        if name != "authority":
+            request_certificate(party, "alice", realm.folder / "alice.csr")
+        found = {key: true_of(party, handle, *USAGES[key[1]]) for key, handle in objects(party).items()}
+    assert found == {**table(name), (label, PRIVATE): {A.SIGN}, (label, PUBLIC): {A.VERIFY}}
 
 
 @pytest.mark.parametrize("name", PARTIES)
@@ -112,6 +134,8 @@ def test_pkcs11_tool_sees_the_same(realm: Realm, name: str) -> None:
     shown: dict[Key, tuple[set[str], str]] = {}
     for block in re.split(r"\n(?=\S)", tool(realm, name)):
         fields = dict(re.findall(r"^  (\w+): +(.*?) *$", block, re.MULTILINE))
+        if fields.get("label", "").strip("'") == ANCHOR and block.startswith("Data object"):
+            continue
         of_class = {"Secret": SECRET, "Private": PRIVATE, "Public": PUBLIC}[block.split()[0]]
         key = (fields["label"], of_class)
         assert key not in shown
