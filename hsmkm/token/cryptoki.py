@@ -139,6 +139,8 @@ class Session:
         self._answer = ffi.new("unsigned char[]", _MAX_ANSWER)
         self._answer_view = ffi.buffer(self._answer)
         self._length = ffi.new("CK_ULONG *")
+        self.made = 0
+        """How many session keys were made or unwrapped in it."""
 
     def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - C values
         self._module.call(name, self._session, *arguments)
@@ -178,6 +180,7 @@ class Session:
         code = self._generate(self._session, self._mechanism(mechanism), template.array, template.count, self._object)
         if code:
             raise ckr.error(code, "C_GenerateKey")
+        self.made += 1
         return int(self._object[0])
 
     def generate_pair(self, mechanism: int, public: Template, private: Template) -> tuple[int, int]:
@@ -266,6 +269,7 @@ class Session:
                 break
         if code:
             raise self._blame(code, "C_UnwrapKey", self._altered.unwrap, "a wrapped key does not unwrap")
+        self.made += 1
         return int(self._object[0])
 
     def sign(self, mechanism: int, key: int, data: bytes) -> bytes:

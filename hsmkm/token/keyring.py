@@ -2,14 +2,16 @@
 
 `storage:N`, `gak-storage:N` and `integrity:N` are numbered alike; the highest number of which there are all three is
 used for new work, and every number stays readable. A number that another process made later is read from as soon as it
-is met, and new work goes on under the one it began with until `turn`. After a reconnection a key is found again and
-compared with what it was: CKA_ID for all, a MAC over a fixed text for integrity keys, the public point for key pairs.
+is met, and a thread's new work goes on under the one it began with until its `turn`. After a reconnection a key is
+found again and compared with what it was: CKA_ID for all, a MAC over a fixed text for integrity keys, the public point
+for key pairs.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
+import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from pkcs11 import Attribute, ObjectClass
@@ -20,7 +22,7 @@ from hsmkm.token.template import Template
 from hsmkm.token.types import MAC_OCTETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -39,6 +41,12 @@ _PROBE = b"hsmkm integrity key probe/1"
 _USAGES = {"sign": Attribute.SIGN, "derive": Attribute.DERIVE}
 
 
+class _Own(threading.local):
+    """The number under which the calling thread does new work; 0 before its first."""
+
+    working = 0
+
+
 class Keyring:
     """The numbered symmetric keys of the token."""
 
@@ -47,7 +55,8 @@ class Keyring:
         self._mechanisms = session.profile.mechanisms
         self._generation = 0
         self._keys: dict[str, dict[int, int]] = {}
-        self._working = 0
+        self._lock = threading.RLock()
+        self._own = _Own()
         self._known: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         self._templates = {kind: session.template(self._attributes(kind)) for kind in KINDS}
 
@@ -55,10 +64,14 @@ class Keyring:
         """Return the number and the object handle of the key for new work; TokenRefusedError if there is none."""
         if self._generation != self._session.generation:
             self._find_all()
-        if not self._working:
+        number = self._own.working = self._own.working or _complete(self._keys)
+        found = self._keys[kind].get(number)
+        if found is None and number:
+            raise _retired(kind, number)
+        if found is None:
             missing = next((each for each in KINDS if not self._keys[each]), kind)
             raise TokenRefusedError(f"the token has no {missing} key", hint="make the party's keys first: hsmkm init")
-        return self._working, self._keys[kind][self._working]
+        return number, found
 
     def number(self, kind: str, number: int) -> int:
         """Return the object handle of a numbered key; IntegrityError if the token lacks it.
@@ -73,8 +86,8 @@ class Keyring:
         return found
 
     def turn(self) -> None:
-        """Use the highest number that is known for new work from now on; nothing is under way that began earlier."""
-        self._working = max(self._complete(), self._working)
+        """Use the highest number that is known for this thread's new work; it has none under way that began earlier."""
+        self._own.working = max(_complete(self._keys), self._own.working)
 
     def still_there(self) -> None:
         """Look for the keys again; TokenUnreachableError where those for new work were retired meanwhile."""
@@ -99,7 +112,7 @@ class Keyring:
         Raises IntegrityError for another number than the present one or the next.
         """
         self._find_all()
-        if number not in (self._complete(), self._complete() + 1):
+        if number not in (_complete(self._keys), _complete(self._keys) + 1):
             raise IntegrityError(
                 f"the keys number {number} do not follow those of the token", hint="compare it with hsmkm audit log"
             )
@@ -151,16 +164,17 @@ class Keyring:
 
     def _find_all(self) -> None:
         """Find, check and compare every numbered key; what was known before must be there again."""
-        generation = self._session.generation
-        keys: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
-        for kind, number, key in self._objects():
-            if number in keys[kind]:
-                raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
-            self._check(kind, number, key)
-            keys[kind][number] = self._session.working(key, self._attributes(kind))
-        self._compare(keys)
-        self._keys, self._generation = keys, generation
-        self._working = self._working or self._complete()
+        with self._lock:
+            generation = self._session.generation
+            keys: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
+            for kind, number, key in self._objects():
+                if number in keys[kind]:
+                    raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
+                self._check(kind, number, key)
+                keys[kind][number] = self._session.working(key, self._attributes(kind))
+            self._compare(keys)
+            self._keys, self._generation = keys, generation
+            self._own.working = self._own.working or _complete(self._keys)
 
     def _objects(self) -> Iterator[tuple[str, int, int]]:
         """Give kind, number and object handle of every numbered key."""
@@ -173,18 +187,13 @@ class Keyring:
 
     def _compare(self, keys: dict[str, dict[int, int]]) -> None:
         """See that no known key is gone, but those below the present number: they were retired."""
+        working = self._own.working or _complete(keys)
         for kind, number in [name for name in self._known if name[1] not in keys[name[0]]]:
-            if number >= self._working and not any(found > number for found in keys[kind]):
+            if number >= working and not any(found > number for found in keys[kind]):
                 raise IntegrityError(f"the key {kind}:{number} is gone from the token", hint="this is another token")
-            if number >= self._working:
-                raise TokenUnreachableError(
-                    f"the key {kind}:{number} was retired, and this process still works with it", hint="start it again"
-                )
+            if number >= working:
+                raise _retired(kind, number)
             del self._known[kind, number]
-
-    def _complete(self) -> int:
-        """Tell the highest number of which there are keys of all kinds, 0 if there is none."""
-        return max(set.intersection(*(set(self._keys.get(kind, ())) for kind in KINDS)), default=0)
 
     def _check(self, kind: str, number: int, key: int) -> None:
         wrong = self._session.cryptoki.differences(key, self._templates[kind])
@@ -198,6 +207,17 @@ class Keyring:
         known_identity, known_proof = self._known.setdefault((kind, number), (identity, proof))
         if known_identity != identity or not hmac.compare_digest(known_proof, proof):
             raise IntegrityError(f"the key {kind}:{number} is not what it was", hint="the token was exchanged")
+
+
+def _complete(keys: Mapping[str, Mapping[int, int]]) -> int:
+    """Tell the highest number of which there are keys of all kinds, 0 if there is none."""
+    return max(set.intersection(*(set(keys.get(kind, ())) for kind in KINDS)), default=0)
+
+
+def _retired(kind: str, number: int) -> TokenUnreachableError:
+    return TokenUnreachableError(
+        f"the key {kind}:{number} was retired, and this process still works with it", hint="start it again"
+    )
 
 
 _TOLD = (

@@ -78,12 +78,12 @@ class CipherKey:
     The initialisation vector is the sender's system title and invocation counter, 12 octets; the tag has 12 octets.
     Bit 4 of the security control octet asks for authentication, bit 5 for encryption. `header` is what follows GAK in
     the AAD (general-ciphering's header fields; empty otherwise). GAK is read once into C memory, which close() wipes;
-    the two handles stay their owner's. One thread uses it.
+    the two handles stay their owner's. One thread uses it at a time.
     """
 
     def __init__(self, session: TokenSession, key: KeyHandle, gak: KeyHandle) -> None:
         _check_ciphers(key, gak)
-        self._cryptoki = session.cryptoki
+        self._session = session
         self._key = key
         self._gak_octets = gak.octets
         self._iv = ffi.new("unsigned char[]", IV_OCTETS)
@@ -177,13 +177,13 @@ class CipherKey:
             raise ProtocolError(f"security suite {suite} does not fit keys of {self._gak_octets} octets")
 
     def _encrypt(self, data: bytes) -> bytes:
-        length = self._cryptoki.encrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
+        length = self._session.cryptoki.encrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
         if length != len(data) + TAG_OCTETS:
             raise IntegrityError(f"the token answered {length} octets for {len(data)} and a tag")
         return self._out_view[0:length]  # type: ignore[no-any-return]
 
     def _decrypt(self, data: bytes) -> bytes:
-        length = self._cryptoki.decrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
+        length = self._session.cryptoki.decrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
         if length != len(data) - TAG_OCTETS:  # more of it would be of an earlier APDU
             raise IntegrityError(f"the token answered {length} octets for {len(data)} with a tag")
         return self._out_view[0:length]  # type: ignore[no-any-return]

@@ -123,6 +123,8 @@ class Profile:
     `unstored` names attributes of the standard that the token cannot store, and refuses in a template.
     `session_copies` tells that a token object is slow to use, so that a session copy of it does the work.
     `data_objects` tells that it keeps private data objects, in one of which the store's anchor lies.
+    `threads` is how many sessions of one process are worth their while; 1 where the token serialises them.
+    `recycle_after`: session keys after which the module is initialised anew, because it leaks; 0 where it does not.
     """
 
     name: str
@@ -136,6 +138,8 @@ class Profile:
     unstored: frozenset[str]
     session_copies: bool
     data_objects: bool
+    threads: int
+    recycle_after: int
     mechanisms: Mechanisms
     kdfs: Kdfs
     ladders: Mapping[str, tuple[str, ...]]
@@ -201,6 +205,8 @@ def _profile(values: Mapping[str, Any]) -> Profile:
         unstored=frozenset(values["unstored"]),
         session_copies=values["session_copies"] is True,
         data_objects=values["data_objects"] is True,
+        threads=int(values["threads"]),
+        recycle_after=int(values["recycle_after"]),
         mechanisms=Mechanisms(**values["mechanisms"]),
         kdfs=Kdfs(**values["kdfs"]),
         ladders=_ladders(values["ladders"]),

@@ -3,6 +3,9 @@
 C_Initialize and the login belong to the process, so a process has one TokenSession of a module at a time. A handle
 lives for one generation: after a re-initialisation the module counts its handles anew, and an old one would silently
 name another key. Generations are numbered over the whole process, so that a handle of another session is told apart.
+
+Each thread has a PKCS#11 session of its own, with its buffers: the first one logs in, the others carry no PIN. A thread
+that ends leaves its session to the next one, never closed, since a session that is closed takes its keys with it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import fcntl
 import itertools
 import os
 import secrets
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -41,8 +45,28 @@ _generations = itertools.count(1)
 _wrong_pins: set[tuple[Path, str]] = set()
 
 
+class _Lease:
+    """A thread's hold on a PKCS#11 session; when the thread ends, the session is free for another."""
+
+    __slots__ = ("free", "generation", "session")
+
+    def __init__(self, generation: int, session: Session, free: list[Session]) -> None:
+        self.generation = generation
+        self.session = session
+        self.free = free
+
+    def __del__(self) -> None:
+        self.free.append(self.session)
+
+
+class _Own(threading.local):
+    """What the calling thread has of a token's session."""
+
+    lease: _Lease | None = None
+
+
 class TokenSession:
-    """One token, logged in. `open_session` makes it; `Vault` works with it."""
+    """One token, logged in. `open_session` makes it; `Vault` works with it, in any number of threads."""
 
     def __init__(self, settings: TokenSettings, profile: Profile, module: Module) -> None:
         self.settings = settings
@@ -53,9 +77,35 @@ class TokenSession:
         self.uri = TokenUri()
         self._connected = False
         self._copies: dict[tuple[int, int], int] = {}
-        self.cryptoki = self._connect()
+        self._lock = threading.RLock()
+        self._own = _Own()
+        self._slot = 0
+        self._free: list[Session] = []
+        self._sessions: list[Session] = []
+        self._connect()
 
-    def _connect(self) -> Session:
+    @property
+    def cryptoki(self) -> Session:
+        """The calling thread's own PKCS#11 session; TokenUnreachableError while there is no connection."""
+        lease = self._own.lease
+        if lease is None or lease.generation != self.generation:
+            lease = self._own.lease = self._take()
+        return lease.session
+
+    def _take(self) -> _Lease:
+        """Take a session that a thread which ended left, or open one; the process is logged in."""
+        with self._lock:
+            if not self._connected:
+                raise TokenUnreachableError("there is no session with the token", hint="connect to it again")
+            if not self._free:
+                self._keep(self._module.open(self._slot, self.profile.altered))
+            return _Lease(self.generation, self._free.pop(), self._free)
+
+    def _keep(self, session: Session) -> None:
+        self._sessions.append(session)
+        self._free.append(session)
+
+    def _connect(self) -> None:
         """Initialise, find the token and log in, under the file lock: SoftHSM's login rewrites a file of the token."""
         with _login_lock(self.settings.home):
             if self.settings.profile == SOFTHSM:
@@ -65,14 +115,15 @@ class TokenSession:
             self.profile.initialisation.check(self.settings.home)
             self._module.initialize(self.profile.initialisation.argument(self.settings.home, wanted.token))
             try:
-                slot, self.uri = _find(self._module, wanted)
-                session = self._module.open(slot, self.profile.altered)
-                self._login(session, slot)
+                self._slot, self.uri = _find(self._module, wanted)
+                session = self._module.open(self._slot, self.profile.altered)
+                self._login(session, self._slot)
             except BaseException:
                 self._module.finalize()
                 raise
+            self._sessions, self._free = [], []
+            self._keep(session)
             self._connected = True
-            return session
 
     def _login(self, session: Session, slot: int) -> None:
         """Log in, once. A login without an answer is a wrong PIN where the token then counts a wrong one."""
@@ -113,16 +164,19 @@ class TokenSession:
         """
         if not self.profile.session_copies:
             return number
-        known = self._copies.get((self.generation, number))
-        if known is not None:
+        with self._lock:
+            known = self._copies.get((self.generation, number))
+            if known is None:
+                known = self._copies[self.generation, number] = self._copy(number, listed)
             return known
+
+    def _copy(self, number: int, listed: Attributes) -> int:
         as_copy: Attributes = {Attribute.TOKEN: False}
         copy = self.cryptoki.copy(number, Template(as_copy))
         wrong = self.cryptoki.differences(copy, self.template(listed | as_copy))
         if wrong:
             self.cryptoki.destroy(copy)
             raise TokenRefusedError(f"the token copied a key with other attributes: {', '.join(wrong)}")
-        self._copies[self.generation, number] = copy
         return copy
 
     def destroy(self, number: int) -> None:
@@ -135,18 +189,26 @@ class TokenSession:
     def reconnect(self) -> None:
         """Start a new generation: every handle made before is void, even if this fails.
 
-        Raises TokenUnreachableError while the token is gone; it may be called again then.
+        No other thread may be in a call. Raises TokenUnreachableError while the token is gone; it may be called again.
         """
-        self.generation = next(_generations)
-        self._copies.clear()
-        with suppress(TokenUnreachableError):  # what is gone needs no end, and the next step tells if it is
-            self._finalize()
-        self.cryptoki = self._connect()
+        with self._lock:
+            self.generation = next(_generations)
+            self._copies.clear()
+            with suppress(TokenUnreachableError):  # what is gone needs no end, and the next step tells if it is
+                self._finalize()
+            self._connect()
+
+    @property
+    def worn(self) -> bool:
+        """Whether so many session keys were made that the module's leaks are worth a reconnection."""
+        limit = self.profile.recycle_after
+        return bool(limit) and sum(session.made for session in self._sessions) >= limit
 
     def close(self) -> None:
         """End the session: its session keys are gone, and every handle is void."""
-        self.generation = next(_generations)
-        self._finalize()
+        with self._lock:
+            self.generation = next(_generations)
+            self._finalize()
 
     def _finalize(self) -> None:
         if self._connected:

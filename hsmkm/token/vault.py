@@ -62,7 +62,7 @@ _REVEALED = frozenset({SecretRole.LLS, SessionRole.DEDICATED})
 
 
 class Vault:
-    """The keys of one party, over one session; one thread uses it.
+    """The keys of one party, over one login; each thread that uses it has a session of its own.
 
     As an authenticator of the store it makes and verifies MACs under numbered integrity keys.
     """
