@@ -44,8 +44,19 @@ def deliver_meters(realm: Realm, fleet: Mapping[int, int] | None = None) -> None
     `fleet` gives serial numbers with their suites; without it, they are all of suite 0.
     """
     suites = fleet or dict.fromkeys(SERIALS, 0)
+    make_meters(realm, suites)
+    with realm.open("factory") as party:
+        sent = export(party, "delivery", "utility", tuple(map(title_of, suites)), None)
+    with realm.open("utility") as party:
+        receipt = receive_file(party, sent.path).receipt
+    with realm.open("factory") as party:
+        accept_receipt(party, receipt)
+
+
+def make_meters(realm: Realm, suites: Mapping[int, int]) -> None:
+    """Take steps 1 and 2 for these serial numbers with their suites."""
     folder = realm.folder / "meters"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for serial, suite in suites.items():
         save_to(state_path(realm, serial))(with_initial_keys(realm, serial, suite))
     paths = [state_path(realm, serial) for serial in suites]
@@ -53,11 +64,6 @@ def deliver_meters(realm: Realm, fleet: Mapping[int, int] | None = None) -> None
         provision(party, realm.mixed_order(suites), "line")
         for serial, port in zip(suites, ports, strict=True):
             inject(party, title_of(serial), f"127.0.0.1:{port}")
-        sent = export(party, "delivery", "utility", tuple(map(title_of, suites)), None)
-    with realm.open("utility") as party:
-        receipt = receive_file(party, sent.path).receipt
-    with realm.open("factory") as party:
-        accept_receipt(party, receipt)
 
 
 def state_path(realm: Realm, serial: int) -> Path:
