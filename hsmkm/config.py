@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 from hsmkm.errors import Fault, InputError
 from hsmkm.meter_model import FLAG_ID, MeterModel
 from hsmkm.reading_settings import ReadingSettings
+from hsmkm.worker_settings import WorkerSettings
 
 SETTINGS_FILE = "hsmkm.toml"
 ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party", "officer")
@@ -261,6 +262,7 @@ class Settings:
     policy: PolicySettings = field(default_factory=PolicySettings)
     pki: PkiSettings = field(default_factory=PkiSettings)
     dlms: DlmsSettings = field(default_factory=DlmsSettings)
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     concentrator: ConcentratorSettings = field(default_factory=ConcentratorSettings)
 

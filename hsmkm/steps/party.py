@@ -43,6 +43,15 @@ class Party:
         """Turn to newer storage and integrity keys, where another process made them and we met them."""
         self.vault.keyring.turn()
 
+    @property
+    def worn(self) -> bool:
+        """Whether the module leaked so much that it should be initialised anew."""
+        return self.session.worn
+
+    def recycle(self) -> None:
+        """Begin a new generation of the token's session, when nothing is under way."""
+        self.session.reconnect()
+
 
 def token_settings(settings: Settings) -> TokenSettings:
     """Say to the token layer what the settings say of the token."""

@@ -56,6 +56,11 @@ roles = false                 # only registered names act, each within its roles
 [dlms]
 timeout_seconds = 10
 counter_block = 16
+
+[workers]                     # of bulk work; 0: what suits the token
+processes = 0
+threads = 0                   # sessions of each process: 16 to 32 for an HSM behind a network
+batch = 0                     # meters
 """
 _ROLE_SECTIONS = {
     "authority": """

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,3 +114,46 @@ def test_a_program_given_on_the_command_line_can_start_a_worker() -> None:
         check=True,
     )
     assert done.stdout == "('context', 5)\n"
+
+
+def test_a_worker_of_three_threads_runs_three_calls_at_once_and_no_more(work: ModuleType) -> None:
+    with Worker(work.nothing, threads=3) as worker, ThreadPoolExecutor(6) as pool:
+        places = [pool.submit(worker.call, work.meet, 30.0) for _ in range(6)]
+        assert sorted(place.result() for place in places) == [0, 0, 1, 1, 2, 2]
+        assert len({pool.submit(worker.call, work.process).result() for _ in range(6)}) == 1
+    assert not worker.alive
+
+
+def test_the_threads_of_a_worker_share_one_login(work: ModuleType, token_settings: TokenSettings) -> None:
+    texts = [[b"%d/%d" % (thread, number) for number in range(30)] for thread in range(8)]
+    with Worker(work.open_vault, token_settings, threads=4) as worker, ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(worker.call, work.macs_of, each) for each in texts]
+        assert [each.result() for each in made] == [worker.call(work.macs_of, each) for each in texts]
+
+
+def test_a_worker_that_dies_fails_every_call_that_is_under_way(work: ModuleType) -> None:
+    worker = Worker(work.nothing, threads=3)
+    with ThreadPoolExecutor(3) as pool:
+        under_way = [pool.submit(worker.call, work.sleep, 60.0) for _ in range(2)]
+        with pytest.raises(TokenUnreachableError, match="ended with 9"):
+            worker.call(work.die)
+        for each in under_way:
+            with pytest.raises(TokenUnreachableError, match="ended with 9"):
+                each.result()
+    assert not worker.alive
+    worker.end()
+
+
+def test_a_stream_leaves_the_other_threads_of_a_worker_free(work: ModuleType) -> None:
+    with Worker(work.nothing, threads=2) as worker:
+        numbers = worker.stream(work.count, 3)
+        assert next(numbers) == 0
+        assert worker.call(work.echo, 1) == ("context", 1)
+        assert list(numbers) == [1, 2]
+
+
+def test_a_context_that_wears_is_made_fit_again_while_no_call_is_under_way(work: ModuleType) -> None:
+    with Worker(work.wearing, threads=3) as worker, ThreadPoolExecutor(6) as pool:
+        told = [each.result() for each in [pool.submit(worker.call, work.wear) for _ in range(40)]]
+    assert max(recycled for recycled, _ in told) >= 5
+    assert not any(disturbed for _, disturbed in told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -148,3 +149,52 @@ def make_and_destroy_pairs(vault: Vault, prefix: str, count: int) -> int:
         assert len(vault.sign_raw(label, b"text")) == 64
         vault.key_pairs.destroy(label)
     return count
+
+
+_AT_ONCE = threading.Barrier(3)
+
+
+def meet(_context: str, seconds: float) -> int:
+    """Wait until three threads are in this call at once."""
+    return _AT_ONCE.wait(seconds)
+
+
+def macs_of(vault: Vault, texts: list[bytes]) -> list[Mac]:
+    return [vault.mac(text) for text in texts]
+
+
+class Wears:
+    """A context that wears with each call, and counts how often it was made fit again, and if somebody was inside."""
+
+    def __init__(self) -> None:
+        self.left = 3
+        self.recycled = 0
+        self.inside = 0
+        self.disturbed = False
+
+    @property
+    def worn(self) -> bool:
+        return self.left <= 0
+
+    def recycle(self) -> None:
+        self.disturbed = self.disturbed or self.inside > 0
+        self.left = 3
+        self.recycled += 1
+
+
+@contextmanager
+def wearing() -> Iterator[Wears]:
+    yield Wears()
+
+
+def wear(context: Wears) -> tuple[int, bool]:
+    context.inside += 1
+    time.sleep(0.005)
+    context.left -= 1
+    context.inside -= 1
+    return context.recycled, context.disturbed
+
+
+def process_slowly(_context: str) -> int:
+    time.sleep(0.02)
+    return os.getpid()
