@@ -1,8 +1,9 @@
 """One row under a MAC that says how far the store is: what every transaction changes and an anchor outside holds.
 
-`advance` is one more with every transaction that changes a row under a MAC or appends an audit record; beside it stand
-the newest audit record, the sums of all tables, and what recovery needs: how far counters went at most, and the bounds
-that numbers given after a recovery keep above.
+`advance` is one more with every block (`Store.begin`, `Store.count`) that changes a row under a MAC or appends an audit
+record, whether it shares its transaction or not: so it bounds what can have changed in a time that was lost.
+Beside it stand the newest audit record, the sums of all tables, and what recovery needs: how far counters went at most,
+and the bounds that numbers given after a recovery keep above.
 """
 
 from __future__ import annotations

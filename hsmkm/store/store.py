@@ -14,19 +14,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
-from sqlalchemy import Connection, Engine, Select, Table, delete, exc, func, insert, select, update
+from sqlalchemy import Connection, Engine, NestedTransaction, Select, Table, delete, exc, func, insert, select, update
 
 from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
 from hsmkm.store import schema, state, sums
 from hsmkm.store.anchor import Anchor
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.store.group_commit import GroupCommit
 from hsmkm.store.guard import Guard, Opening
 from hsmkm.store.snapshot import copy_store
 from hsmkm.store.state import StoreState
@@ -199,6 +200,7 @@ class Store:
         self.permit: Permit | None = None
         """Asked before each change, whether the actor may make it."""
         self._open = threading.local()
+        self._group = GroupCommit(self._begin)
 
     @classmethod
     def create(cls, url: str) -> None:
@@ -261,12 +263,13 @@ class Store:
     ) -> Iterator[Transaction]:
         """Change the store: what the block does becomes durable at its end, together with its audit record.
 
+        Blocks of several threads may become durable together: see `hsmkm.store.group_commit`.
         Raises PolicyError without an authenticator or in a home that was retired, RefusedError for a row that is there
         already, and StoreUnavailableError if the database cannot be written.
         """
         text = canonical_json(detail)
-        with self._change(action, although_retired=although_retired) as tx:
-            sequence, previous = state.newest_record(tx, tx.before)
+        with self._change(action, although_retired=although_retired) as (tx, shared):
+            sequence, previous = shared.newest_record()
             tx.sequence = sequence + 1
             yield tx
             _append(tx, previous, (self._actor, action, subject, text))
@@ -278,30 +281,37 @@ class Store:
         They change with every association and say nothing that someone did; a counter's row carries a MAC and a
         revision, a lease its fence. Raises as `begin`.
         """
-        with self._change("") as tx:
+        with self._change("") as (tx, _):
             yield tx
 
     @contextmanager
-    def _change(self, action: str, *, although_retired: bool = False) -> Iterator[Transaction]:
+    def _change(self, action: str, *, although_retired: bool = False) -> Iterator[tuple[Transaction, _Shared]]:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
-        after: StoreState | None = None
-        with self._once():
-            with _database_errors(), self._engine.begin() as connection:
-                engines.writes_through(connection)
-                tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
-                tx.before = self.guard.enter(tx)
-                if tx.before.mac.key_number > self.guard.authenticator.integrity_key:
-                    self.guard.authenticator.still_there()
-                if not although_retired:
-                    _refuse_retired(connection)
-                if self.permit is not None:
-                    self.permit(tx, self._actor, action)
-                yield tx
-                if tx.appended or tx.changes.tables:
-                    after = state.write(tx, tx.before.after(tx.changes, tx.appended, tx.counters))
-            if after is not None:
-                self.guard.committed(after)
+        with self._once(), _database_errors(), self._group.block() as shared:
+            tx = Transaction(shared.connection, self._authenticator, self._clock(), writes=True)
+            tx.before = shared.state
+            if not although_retired:
+                _refuse_retired(shared.connection)
+            if self.permit is not None:
+                self.permit(tx, self._actor, action)
+            yield tx, shared
+            if tx.appended or tx.changes.tables:
+                shared.changed_to(tx.before.after(tx.changes, tx.appended, tx.counters))
+
+    def _begin(self) -> _Shared:
+        if self.guard is None:
+            raise RuntimeError("a change was begun without a token")
+        with ExitStack() as stack:
+            connection = stack.enter_context(self._engine.connect())
+            connection.begin()
+            engines.writes_through(connection)
+            tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
+            found = self.guard.enter(tx)
+            if found.mac.key_number > self.guard.authenticator.integrity_key:
+                self.guard.authenticator.still_there()
+            stack.pop_all()
+            return _Shared(tx, self.guard, found)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -330,6 +340,61 @@ class Store:
             yield
         finally:
             self._open.change = False
+
+
+class _Shared:
+    """One transaction of the database, which the blocks of several threads may share."""
+
+    def __init__(self, tx: Transaction, guard: Guard, found: StoreState) -> None:
+        self.connection = tx.connection
+        self.state = found
+        """The state after the blocks so far; in the database it is written once, before the commit."""
+        self._tx = tx
+        self._guard = guard
+        self._newest: tuple[int, bytes] | None = None
+        self._changed = False
+        self._savepoint: NestedTransaction | None = None
+        self.for_one = not found.advance
+        """The first change of a store stands alone: a crash before its anchor must not look like one that is gone."""
+
+    def newest_record(self) -> tuple[int, bytes]:
+        """Give sequence and hash of the newest audit record, compared with the database once."""
+        if self._newest is None:
+            self._newest = state.newest_record(self._tx, self.state)
+        return self.state.audit_sequence, self.state.audit_hash
+
+    def changed_to(self, after: StoreState) -> None:
+        """Take note of the state after a block that changed something."""
+        self.state, self._changed = after, True
+
+    def savepoint(self) -> Callable[[], None]:
+        """Set a savepoint before a block."""
+        self._savepoint = self.connection.begin_nested()
+        return self._savepoint.commit
+
+    def back_to_savepoint(self) -> None:
+        """Undo a block; StoreUnavailableError where the database has given up the whole transaction."""
+        if self._savepoint is not None:
+            with _database_errors():
+                self._savepoint.rollback()
+
+    def commit(self) -> None:
+        """Write the state, commit, and raise the anchor."""
+        try:
+            with _database_errors():
+                after = state.write(self._tx, self.state) if self._changed else None
+                self.connection.commit()
+        finally:
+            self.roll_back()
+        if after is not None:
+            self._guard.committed(after)
+
+    def roll_back(self) -> None:
+        """Undo everything that is not committed."""
+        with suppress(exc.DBAPIError):  # a connection that is gone has undone it already
+            self.connection.rollback()
+        with suppress(exc.DBAPIError):
+            self.connection.close()
 
 
 def record_hash(record: Mapping[str, Any]) -> bytes:
