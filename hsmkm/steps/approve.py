@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,9 @@ CLOCK_SKEW = timedelta(minutes=5)
 BEFORE_OFFICERS = frozenset({OFFICER_CHANGE, "token-init-keys", "trust-anchor", "ca-create"})
 """What makes a home and its officers: it needs no approval as long as there are not enough officers to give one."""
 
+LISTED = 100
+"""So many meters a request names one by one, for a person to read; of more it has the digest of their list."""
+
 _FEWEST = 2
 
 
@@ -56,6 +59,19 @@ def require_approval(
     found = _fitting(tx, party, (action, subject, request), approval)
     if found is not None:
         approvals.put(tx, replace(found, state=USED))
+
+
+def of_meters(titles: Iterable[str]) -> tuple[str, dict[str, object]]:
+    """Give subject and request for something that is done to meters, given by their system titles.
+
+    The SHA-256 of a long list is that of its titles in order, each with a line end: `sort LIST | sha256sum`.
+    """
+    every = sorted(titles)
+    subject = every[0] if len(every) == 1 else f"{len(every)} meters"
+    if len(every) <= LISTED:
+        return subject, {"meters": every}
+    digest = hashlib.sha256("".join(f"{title}\n" for title in every).encode("ascii")).hexdigest()
+    return subject, {"meters": {"count": len(every), "sha256": digest}}
 
 
 def check_approval(

@@ -16,7 +16,7 @@ from functools import partial
 from hsmkm.errors import PartlyDoneError, RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.steps import records
-from hsmkm.steps.approve import require_approval
+from hsmkm.steps.approve import of_meters, require_approval
 from hsmkm.steps.communicate import find_meter
 from hsmkm.steps.deliver import ACCEPTED
 from hsmkm.steps.notices import owe
@@ -49,12 +49,11 @@ def destroy(party: Party, names: Sequence[str], approval: str | None = None) -> 
     reasons = [f"meter {meter.title} is destroyed" for meter in found if meter.at_rest is MeterState.DESTROYED]
     if reasons:
         raise RefusedError("not every meter can be destroyed, and none was", reasons)
-    titles = sorted(meter.title for meter in found)
-    subject = titles[0] if len(titles) == 1 else f"{len(titles)} meters"
+    subject, request = of_meters(meter.title for meter in found)
     doomed: list[Doomed] = []
 
     def also(tx: Transaction) -> None:
-        require_approval(tx, party, ACTION, subject, {"meters": titles}, approval)
+        require_approval(tx, party, ACTION, subject, request, approval)
         now = [item[1].ref for meter in found for item in _all_of(tx, meter)]
         if now != [key_set.ref for _, key_set, _ in doomed]:
             raise RefusedError("keys of these meters were made at the same time", hint="begin again")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from hsmkm.errors import RefusedError
 from hsmkm.packages.content import Purpose
 from hsmkm.packages.send import Outgoing, outgoing
-from hsmkm.steps.approve import require_approval
+from hsmkm.steps.approve import of_meters, require_approval
 from hsmkm.steps.certify import trust_of
 from hsmkm.steps.communicate import find_meter
 from hsmkm.steps.deliver import exportable, send, with_certificates
@@ -43,11 +43,10 @@ def transfer(party: Party, names: Sequence[str], to: str, approval: str | None =
     reasons = [item for item in held.values() if isinstance(item, str)]
     if reasons:
         raise RefusedError("not every meter can be transferred, and none was", reasons)
-    titles = sorted(meter.title for meter in found)
-    subject = titles[0] if len(titles) == 1 else f"{len(titles)} meters"
+    subject, request = of_meters(meter.title for meter in found)
 
     def leave(tx: Transaction) -> None:
-        require_approval(tx, party, ACTION, subject, {"meters": titles, "to": to}, approval)
+        require_approval(tx, party, ACTION, subject, {**request, "to": to}, approval)
         for meter, before in held.items():
             with quiet(tx, meter):
                 if _held(tx, meter) != before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -248,3 +249,29 @@ def test_an_altered_officer_or_approval_is_named_by_the_check(party: Party, sign
         connection.exec_driver_sql("UPDATE officers SET powers = 'auditor' WHERE name = 'carol'")
         connection.exec_driver_sql("UPDATE approvals SET expires = expires - 9 WHERE id = ?", (approval,))
     assert not check_store(party)
+
+
+def test_a_request_for_a_whole_fleet_has_the_digest_of_its_list(
+    party: Party, people: dict[str, Person], tmp_path: Path
+) -> None:
+    titles = [f"{number:016X}" for number in range(10_000, 0, -1)]
+    subject, request = approve.of_meters(titles)
+    assert subject == "10000 meters"
+    listed = tmp_path / "list"
+    listed.write_text("".join(f"{title}\n" for title in titles))
+    counted = subprocess.run(f"sort {listed} | sha256sum", shell=True, capture_output=True, text=True, check=True)  # noqa: S602 - as the page says
+    assert request == {"meters": {"count": 10_000, "sha256": counted.stdout.split()[0]}}
+    signed = tmp_path / "fleet.p7m"
+    signed.write_bytes(people["alice"].sign(approve.new_request(party.settings, ACTOR, ACTION, subject, request)))
+    with party.store.begin("test-effect", subject, {}) as tx:
+        with pytest.raises(approve.ApprovalRequiredError, match="it is for another request"):
+            approve.require_approval(
+                tx, party, ACTION, *approve.of_meters([*titles[1:], f"{10_001:016X}"]), str(signed)
+            )
+        approve.require_approval(tx, party, ACTION, subject, request, str(signed))
+
+
+def test_a_request_for_meters_that_a_person_can_read_names_each() -> None:
+    titles = [f"{number:016X}" for number in range(approve.LISTED, 0, -1)]
+    assert approve.of_meters(titles) == (f"{len(titles)} meters", {"meters": titles[::-1]})
+    assert approve.of_meters(titles[:1]) == (titles[0], {"meters": titles[:1]})

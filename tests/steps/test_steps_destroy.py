@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hsmkm.errors import PolicyError, RefusedError
-from hsmkm.steps import attest
+from hsmkm.steps import approve, attest
 from hsmkm.steps import destroy as destroying
 from hsmkm.steps.communicate import conversation, find_meter
 from hsmkm.steps.destroy import destroy, destroy_due
@@ -176,7 +176,7 @@ def test_the_factorys_copies_go_when_their_day_has_come_and_their_receipt_is_the
     assert attest.verify_audit(party, ()) == []
 
 
-def test_where_the_policy_lists_it_a_second_officer_must_sign(realm: Realm) -> None:
+def test_where_the_policy_lists_it_a_second_officer_must_sign(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = realm.home("factory") / "hsmkm.toml"
     settings.write_text(settings.read_text().replace("four_eyes = []", 'four_eyes = ["meter-destroy"]'))
     with realm.open("factory") as party:
@@ -186,6 +186,10 @@ def test_where_the_policy_lists_it_a_second_officer_must_sign(realm: Realm) -> N
         assert f'meter-destroy {ONE} --request \'{{"meters":["{ONE}"]}}\'' in caught.value.hint
         assert len(wrapped(party, ONE)) == 4
         assert list((party.home / "records").iterdir()) == []
+        monkeypatch.setattr(approve, "LISTED", 0)
+        with pytest.raises(PolicyError, match="needs the approval of a second officer") as caught:
+            destroy(party, [ONE])
+        assert '{"meters":{"count":1,"sha256":' in caught.value.hint
 
 
 def test_the_search_reads_the_log_of_the_database(street: Street) -> None:
