@@ -206,8 +206,7 @@ class _Attempt:
         party, meter = self.speaking.party, self.speaking.meter
         limit, since = party.settings.policy.attempts_per_day, utc_now() - DAY
         with party.store.begin(ATTEMPT, meter.title, {"try": self.candidate.name}) as tx:
-            made = [item for item in intents.listing(tx, meter.system_title, ATTEMPT) if item.opened >= since]
-            if len(made) >= limit:
+            if len(intents.listing(tx, meter.system_title, ATTEMPT, since=since)) >= limit:
                 raise RefusedError(
                     f"meter {meter.title} was tried {limit} times in 24 hours with keys that are not in force yet",
                     hint="ask the AIM how its renewal stands, or raise policy.attempts_per_day if the meter bears it",

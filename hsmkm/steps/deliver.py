@@ -40,7 +40,7 @@ from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Sent
 from hsmkm.store import groups, holders, key_sets, meters, models, packages, parties, permissions, renewals
-from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
+from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.store.store import Transaction
@@ -307,6 +307,5 @@ def _retain(party: Party, tx: Transaction, package: PackageRecord) -> None:
     due = utc_now() + timedelta(days=party.settings.policy.retention_days)
     if package.purpose != Purpose.DELIVERY.value:
         return
-    refs: set[KeySetRef] = {item.ref for item in holders.for_party(tx, package.peer) if item.package_id == package.id}
-    for ref in sorted(refs):
+    for ref in sorted({item.ref for item in holders.of_package(tx, package.id)}):
         key_sets.set_destroy_after(tx, ref, due)

@@ -22,8 +22,7 @@ def end_transfer(party: Party, tx: Transaction, package: PackageRecord, *, accep
     """Let go of the meters of a transfer that its recipient took, or take them up again."""
     if package.purpose != Purpose.TRANSFER.value:
         return
-    given = (item.ref.system_title for item in holders.for_party(tx, package.peer) if item.package_id == package.id)
-    for title in sorted(set(given)):
+    for title in sorted({item.ref.system_title for item in holders.of_package(tx, package.id)}):
         meter = meters.require(tx, title)
         if meter.at_rest is MeterState.TRANSFERRING:
             _let_go(party, tx, meter) if accepted else _take_up(tx, meter)

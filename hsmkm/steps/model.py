@@ -57,7 +57,7 @@ def import_keys(party: Party, name: str, suite: int, path: Path, association: st
     detail = {"suite": suite, "roles": roles} | ({"association": association} if association else {})
     with party.store.begin("model-import-keys", name, detail) as tx:
         made = ModelKeys(owner, suite, party.vault.storage_key, _with_identities(party, tx, sealed))
-        models.add_keys(tx, models.authenticate(party.vault, made))
+        models.add_keys(tx, made)
     return roles
 
 

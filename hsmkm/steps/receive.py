@@ -7,7 +7,7 @@ signed after the package is recorded, so that nothing is acknowledged that is no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from hsmkm.packages.receive import (
     AgreementKey,
     Opened,
     PackageRefusedError,
-    Received,
     Receiver,
     open_package,
 )
@@ -41,7 +40,6 @@ from hsmkm.steps.results import Taken
 from hsmkm.store import holders, packages
 from hsmkm.store.holders import Holder
 from hsmkm.store.packages import Direction, PackageRecord
-from hsmkm.store.store import Transaction
 
 TAKEN = "taken"
 RECEIPTED = "receipted"
@@ -170,23 +168,21 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
     with party.store.begin("package-take", opened.sender, detail) as tx:
         packages.add(tx, record)
         store_opened(tx, opened)
+        holders.add_many(tx, _known_to_sender(opened))
         for item in opened.meters:
             follow(tx, item, header.purpose)
-            _note(party, tx, opened, item)
+            if item.key_set is not None and header.purpose is Purpose.TRANSFER:
+                begin_ownership(party, tx, item.key_set, opened.sender)
             learn(tx, opened.sender, item.entry)
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)
     return record
 
 
-def _note(party: Party, tx: Transaction, opened: Opened, item: Received) -> None:
-    """Note who knows these keys besides us: whoever sent them."""
-    if item.key_set is None:
-        return
-    ref, package = item.key_set.ref, opened.header
-    holders.add_many(tx, [Holder(key.identity, ref, opened.sender, package.id) for key in item.key_set.keys])
-    if package.purpose is Purpose.TRANSFER:
-        begin_ownership(party, tx, item.key_set, opened.sender)
+def _known_to_sender(opened: Opened) -> Iterator[Holder]:
+    """Tell who knows these keys besides us: whoever sent them."""
+    for key_set in (item.key_set for item in opened.meters if item.key_set is not None):
+        yield from (Holder(key.identity, key_set.ref, opened.sender, opened.header.id) for key in key_set.keys)
 
 
 def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:

@@ -170,7 +170,7 @@ def _everything(vault: Vault) -> Iterator[_Rows]:
     yield _Rows(groups.KEY_ROWS.table, groups.KEY_ROWS.key, partial(_move_group, vault))
     yield _Rows(schema.key_sets, key_set_rows.KEY, partial(_move_key_set, vault))
     for rows in (*check.AUTHENTICATED, meters.ROWS):
-        if rows is not groups.KEY_ROWS:
+        if rows not in (groups.KEY_ROWS, models.ROWS):
             yield _Rows(rows.table, rows.key, partial(_move_row, rows))
 
 
@@ -183,7 +183,9 @@ def _move_model(vault: Vault, tx: Transaction, row: StoredRow) -> None:
     keys = models.get_keys(tx, row["name"])
     if keys is not None:
         number, fresh = _resealed(vault, keys.storage_key, keys.keys, keys.suite)
-        models.reseal(tx, models.authenticate(vault, replace(keys, storage_key=number, keys=fresh)))
+        models.reseal(tx, replace(keys, storage_key=number, keys=fresh))
+    else:
+        _move_row(models.ROWS, tx, row)
 
 
 def _move_group(vault: Vault, tx: Transaction, row: StoredRow) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, Table, select
+from sqlalchemy import Column, Select, Table, func, select
 
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import Value
-from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.store import StoredRow, Transaction, altered
 from hsmkm.token.types import Mac
 
 
@@ -60,7 +60,9 @@ class AuthenticatedTable:
         return select(self.table).order_by(*(self.table.c[name] for name in self.key))
 
     def verify(self, tx: Transaction, row: Mapping[str, Any]) -> None:
-        """Raise IntegrityError unless the row fits its MAC."""
+        """Raise IntegrityError unless the row has a MAC and fits it."""
+        if tx.authenticator is not None and None in (row["mac_key"], row["mac"]):
+            raise altered(self.name(row))
         values = (row[name] for name in self.columns)
         tx.verify(self.name(row), Mac(row["mac_key"], row["mac"]), self.label, row["revision"], *values)
 
@@ -85,6 +87,11 @@ class AuthenticatedTable:
     def _sealed(self, tx: Transaction, values: Mapping[str, Value], revision: int) -> dict[str, Value]:
         mac = tx.mac(self.label, revision, *(values[name] for name in self.columns))
         return dict(values) | {"revision": revision, "mac_key": mac.key_number, "mac": mac.value}
+
+
+def next_number(tx: Transaction, column: Column[Any]) -> int:
+    """Give the number of the next row where they count up from 1: its MAC covers it, so it is known before."""
+    return (tx.connection.scalar(select(func.max(column))) or 0) + 1
 
 
 def _text(value: Value) -> str:

@@ -34,6 +34,9 @@ OWN = frozenset({"parties", "certificates", "certified_keys", "issuances", "revo
 BOUNDS = ("counter_reach", "counter_highest", "counter_offset", "sequence_floor", "generation_floor")
 """What the state row says of all rows together, for numbers that are given later."""
 
+MADE = frozenset({"revision", "mac_key", "mac"})
+"""Columns that each store makes itself."""
+
 _SEALED = frozenset({"models", "group_keys", "key_sets"})
 _ROWS = {rows.table.name: rows for rows in (*check.AUTHENTICATED, meters.ROWS)}
 
@@ -107,7 +110,7 @@ def _carry_row(source: Transaction, target: Transaction, table: Table, row: Stor
         _carry_sealed(source, target, table, row, rewrap)
     elif table.name in _ROWS and row["mac"] is not None:
         rows = _ROWS[table.name]
-        rows.insert(target, {name: row[name] for name in rows.columns})
+        rows.insert(target, {name: value for name, value in row.items() if name not in MADE})
     else:
         target.insert(table, row)
     return 1
@@ -115,12 +118,12 @@ def _carry_row(source: Transaction, target: Transaction, table: Table, row: Stor
 
 def _carry_sealed(source: Transaction, target: Transaction, table: Table, row: StoredRow, rewrap: Rewrap) -> None:
     if table.name == "models":
-        target.insert(table, {"number": row["number"], "name": row["name"]})
         keys = models.get_keys(source, row["name"])
+        values = {name: row[name] for name in models.ROWS.columns}
         if keys is not None:
             number, fresh = _rewrapped(keys.keys, keys.suite, rewrap)
-            made = replace(keys, storage_key=number, keys=fresh)
-            models.add_keys(target, models.authenticate(_authenticator(target), made))
+            values |= {"storage_key": number, "keys": pack(fresh)}
+        models.ROWS.insert(target, values)
     elif table.name == "group_keys":
         suite = groups.require(source, row["group"]).suite
         number, fresh = _rewrapped(unpack(row["keys"], groups.KEY_ROWS.name(row)), suite, rewrap)

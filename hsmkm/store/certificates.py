@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable
@@ -104,6 +104,12 @@ ISSUANCE_COLUMNS = (
 )
 ROWS = AuthenticatedTable("hsmkm certificate/1", table, ("fingerprint",), COLUMNS)
 ISSUANCES = AuthenticatedTable("hsmkm issuance/1", issuances, ("issuer", "serial"), ISSUANCE_COLUMNS)
+LISTS = AuthenticatedTable(
+    "hsmkm revocation list/1",
+    revocation_lists,
+    ("issuer", "number"),
+    ("issuer", "number", "this_update", "next_update", "digest"),
+)
 
 
 def add(tx: Transaction, certificate: CertificateRecord) -> None:
@@ -186,9 +192,12 @@ def revoked(tx: Transaction, issuer: str) -> list[Issuance]:
 
 
 def next_crl_number(tx: Transaction, issuer: str) -> int:
-    """Return the number of the next CRL of an issuer (RFC 5280, 5.2.3: it rises)."""
-    table_ = revocation_lists
-    last = tx.connection.scalar(select(func.max(table_.c.number)).where(table_.c.issuer == issuer)) or 0
+    """Return the number of the next CRL of an issuer (RFC 5280, 5.2.3: it rises).
+
+    Raises IntegrityError if the row of any before was altered.
+    """
+    rows = LISTS.rows(tx, LISTS.everything().where(revocation_lists.c.issuer == issuer))
+    last = max((row["number"] for row in rows), default=0)
     state = tx.state()
     return max(last, state.sequence_floor if state else 0) + 1
 
@@ -199,7 +208,7 @@ def record_crl(tx: Transaction, issuer: str, number: int, dates: tuple[datetime,
         raise RefusedError(f"crl number {number} of {issuer} does not rise")
     this_update, next_update = map(to_seconds, dates)
     values: dict[str, Value] = {"issuer": issuer, "number": number, "digest": digest}
-    tx.insert(revocation_lists, values | {"this_update": this_update, "next_update": next_update})
+    LISTS.insert(tx, values | {"this_update": this_update, "next_update": next_update})
 
 
 def _issuance_row(tx: Transaction, issuer: str, serial: bytes) -> StoredRow:

@@ -15,14 +15,18 @@ from hsmkm.store import (
     certified_keys,
     counters,
     groups,
+    holders,
+    intents,
     key_set_rows,
     key_states,
     meters,
     models,
     officers,
+    orders,
     packages,
     parties,
     permissions,
+    renewals,
     retirement,
     state,
     sums,
@@ -55,6 +59,12 @@ AUTHENTICATED = (
     groups.MEMBER_ROWS,
     urgent.ROWS,
     retirement.ROWS,
+    models.ROWS,
+    orders.ROWS,
+    certificates.LISTS,
+    renewals.ROWS,
+    intents.ROWS,
+    holders.LISTS,
 )
 DOES_NOT_FIT = "it does not fit its mac"
 KEYS_AT_ONCE = 500_000
@@ -71,8 +81,8 @@ def check(tx: Transaction) -> Iterator[Problem]:
     for authenticated in AUTHENTICATED:
         yield from (_problem(name) for name in authenticated.faults(tx))
     yield from (_problem(name) for name in meters.faults(tx))
-    yield from (_problem(name) for name in models.faults(tx))
     yield from (_problem(name) for name in key_set_rows.faults(tx))
+    yield from (_problem(name) for name in holders.faults(tx))
     yield from _wrong_sums(tx)
     yield from _uncovered_meters(tx)
     yield from _orphan_states(tx)

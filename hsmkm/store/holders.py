@@ -1,16 +1,29 @@
-"""Who was given which key, and in which package: what to renew when a party is compromised or leaves."""
+"""Who was given which key, and in which package: what to renew when a party is compromised or leaves.
+
+A package gives tens of thousands of keys, so one MAC covers all its rows: that of its list, which has for each meter
+the digest of the meter's rows. Whoever reads the rows of one meter reads the list, and no row of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
-from hsmkm.store.key_set import KeySetRef
+from hsmkm.store.authenticated import AuthenticatedTable
+from hsmkm.store.canonical import encode
+from hsmkm.store.key_set import TITLE_OCTETS, KeySetRef
+from hsmkm.store.schema import holder_lists
 from hsmkm.store.schema import holders as table
-from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.store import StoredRow, Transaction, altered
 from hsmkm.store.times import from_seconds, to_seconds
 
 COLUMNS = (
@@ -23,6 +36,11 @@ COLUMNS = (
     "package_id",
     "given",
 )
+LABEL = "hsmkm holder/1"
+LISTS = AuthenticatedTable("hsmkm holder list/1", holder_lists, ("package_id",), ("package_id", "digest"))
+"""`meters` is for each meter, by title, its 8 octets and the SHA-256 of its rows; `digest` is the SHA-256 of that."""
+DIGEST_OCTETS = 32
+ENTRY_OCTETS = TITLE_OCTETS + DIGEST_OCTETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +54,149 @@ class Holder:
     given: datetime | None = None
 
 
-def add(tx: Transaction, identity: bytes, ref: KeySetRef, party: str, package_id: str) -> None:
-    """Note that a party is given a key; raises RefusedError if this package gave it already."""
-    add_many(tx, [Holder(identity, ref, party, package_id)])
-
-
 def add_many(tx: Transaction, given: Iterable[Holder]) -> int:
-    """Note many at once, and return how many they were."""
+    """Note all that packages give, and return how many keys that is; RefusedError where one was noted already."""
     now = to_seconds(tx.now)
     rows = []
+    packages: dict[str, list[StoredRow]] = defaultdict(list)
     for holder in given:
         ref = holder.ref
         place = (ref.system_title, ref.security_setup, ref.client, ref.generation)
-        rows.append((holder.identity, *place, holder.party, holder.package_id, now))
+        row = (holder.identity, *place, holder.party, holder.package_id, now)
+        rows.append(row)
+        packages[holder.package_id].append(dict(zip(COLUMNS, row, strict=True)))
         tx.effect(b"".join((b"holder", holder.identity, str(ref).encode(), holder.party.encode())))
+    for package_id, its in packages.items():
+        _put_list(tx, package_id, its)
     return tx.insert_rows(table, COLUMNS, sorted(rows))
 
 
 def for_key(tx: Transaction, identity: bytes) -> list[Holder]:
-    """List who was given a key."""
-    statement = select(table).where(table.c.identity == identity)
-    return [_holder(row) for row in tx.all(statement.order_by(*table.primary_key.columns))]
-
-
-def for_party(tx: Transaction, party: str) -> list[Holder]:
-    """List what a party was given."""
-    statement = select(table).where(table.c.party == party)
-    return [_holder(row) for row in tx.all(statement.order_by(*table.primary_key.columns))]
+    """List who was given a key; raises IntegrityError where what its meter's holders are was altered."""
+    return _read(tx, select(table).where(table.c.identity == identity).order_by(*table.primary_key.columns))
 
 
 def for_meter(tx: Transaction, system_title: bytes) -> list[Holder]:
-    """List who was given the keys of a meter, by generation and moment."""
+    """List who was given the keys of a meter, by generation and moment; raises IntegrityError as `for_key`."""
     columns = (table.c.security_setup, table.c.client, table.c.generation, table.c.given, table.c.party)
-    statement = select(table).where(table.c.system_title == system_title)
-    return [_holder(row) for row in tx.all(statement.order_by(*columns, table.c.identity))]
+    return _read(tx, _of_meter(system_title).order_by(*columns, table.c.identity))
+
+
+def of_package(tx: Transaction, package_id: str) -> list[Holder]:
+    """List what a package gave, by meter; raises IntegrityError where anything of it was altered, added or is gone."""
+    found = LISTS.fetch(tx, package_id=package_id)
+    if found is None:
+        _refuse_unlisted(tx, package_id)
+        return []
+    first, last = (found["meters"][at : at + TITLE_OCTETS] for at in (0, len(found["meters"]) - ENTRY_OCTETS))
+    rows = tx.all(
+        select(table)
+        .where(table.c.system_title.between(first, last), table.c.package_id == package_id)
+        .order_by(table.c.system_title, *table.primary_key.columns)
+    )
+    if tx.authenticator is not None and _summed(found) != _entries(rows):
+        raise altered(LISTS.name(found))
+    return [_holder(row) for row in rows]
+
+
+def seal(tx: Transaction) -> None:
+    """Put every row under a MAC that has none, as it is."""
+    known = {row["package_id"] for row in tx.all(select(holder_lists.c.package_id))}
+    for package_id, rows in _by_package(tx):
+        if package_id not in known:
+            _put_list(tx, package_id, rows)
+
+
+def faults(tx: Transaction) -> Iterator[str]:
+    """Name the meters whose rows are not what the list of their package says, and the lists that say nothing."""
+    seen = set()
+    for package_id, rows in _by_package(tx):
+        seen.add(package_id)
+        found = tx.one(LISTS.everything().where(holder_lists.c.package_id == package_id))
+        said = _titles(found["meters"]) if found else {}
+        if found is not None and not _is_whole(found):
+            yield LISTS.name(found)
+        else:
+            yield from _differences(package_id, said, _titles(_entries(rows)))
+    for row in tx.stream(LISTS.everything()):
+        if row["package_id"] not in seen:
+            yield from _differences(row["package_id"], _titles(row["meters"]), {})
+
+
+def _differences(package_id: str, said: Mapping[bytes, bytes], found: Mapping[bytes, bytes]) -> Iterator[str]:
+    for title in sorted({*said, *found}):
+        if said.get(title) != found.get(title):
+            yield _name(package_id, title)
+
+
+def _read(tx: Transaction, statement: Select[Any]) -> list[Holder]:
+    rows = tx.all(statement)
+    if tx.authenticator is not None:
+        for package_id, group in groupby(sorted(rows, key=itemgetter("package_id")), key=itemgetter("package_id")):
+            found = LISTS.fetch(tx, package_id=package_id)
+            said = b"" if found is None else _summed(found)
+            for title in {row["system_title"] for row in group}:
+                its = tx.all(_of_meter(title).where(table.c.package_id == package_id))
+                if _entry(said, title) != _entries(its):
+                    raise altered(_name(package_id, title))
+    return [_holder(row) for row in rows]
+
+
+def _refuse_unlisted(tx: Transaction, package_id: str) -> None:
+    row = tx.one(select(table).where(table.c.package_id == package_id).limit(1))
+    if row is not None and tx.authenticator is not None:
+        raise altered(_name(package_id, row["system_title"]))
+
+
+def _summed(found: StoredRow) -> bytes:
+    """Give the entries of a list whose MAC was verified, if its digest is theirs."""
+    if not _is_whole(found):
+        raise altered(LISTS.name(found))
+    return bytes(found["meters"])
+
+
+def _is_whole(found: StoredRow) -> bool:
+    return bool(hashlib.sha256(found["meters"]).digest() == found["digest"])
+
+
+def _put_list(tx: Transaction, package_id: str, rows: Iterable[StoredRow]) -> None:
+    entries = _entries(rows)
+    LISTS.insert(tx, {"package_id": package_id, "meters": entries, "digest": hashlib.sha256(entries).digest()})
+
+
+def _entries(rows: Iterable[StoredRow]) -> bytes:
+    """Give title and digest of each meter in rows of one package."""
+    of_meters: dict[bytes, list[bytes]] = defaultdict(list)
+    for row in rows:
+        of_meters[row["system_title"]].append(encode(LABEL, *(row[name] for name in COLUMNS)))
+    return b"".join(title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in sorted(of_meters.items()))
+
+
+def _entry(entries: bytes, title: bytes) -> bytes:
+    """Give the entry of a meter, or nothing."""
+    places = range(0, len(entries), ENTRY_OCTETS)
+    at = bisect_left(places, title, key=lambda place: entries[place : place + TITLE_OCTETS]) * ENTRY_OCTETS
+    found = entries[at : at + ENTRY_OCTETS]
+    return found if found[:TITLE_OCTETS] == title else b""
+
+
+def _titles(entries: bytes) -> dict[bytes, bytes]:
+    places = range(0, len(entries), ENTRY_OCTETS)
+    return {entries[at : at + TITLE_OCTETS]: entries[at + TITLE_OCTETS : at + ENTRY_OCTETS] for at in places}
+
+
+def _by_package(tx: Transaction) -> Iterator[tuple[str, list[StoredRow]]]:
+    rows = tx.stream(select(table).order_by(table.c.package_id))
+    for package_id, group in groupby(rows, key=itemgetter("package_id")):
+        yield package_id, list(group)
+
+
+def _of_meter(system_title: bytes) -> Select[Any]:
+    return select(table).where(table.c.system_title == system_title)
+
+
+def _name(package_id: str, title: bytes) -> str:
+    return f"holders {title.hex().upper()} {package_id}"
 
 
 def _holder(row: StoredRow) -> Holder:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import MECHANISM, encode
+from hsmkm.store.times import to_seconds
 from hsmkm.token.types import SECRET_OCTETS, KeyRole, Mac, MeterRole, SecretRole
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class StoredKey:
 class KeySet:
     """All keys of a set, sorted by role; `state` is the first state, later ones are rows of their own.
 
-    `batch` is the sequence of the audit record that the set came with and is given by the store. It and
-    `destroy_after` are not covered by the MAC: the one is not known yet when a worker makes it, the other changes.
+    `batch` is the sequence of the audit record that the set came with and is given by the store. The MAC does not cover
+    it: it is not known yet when a worker makes the set.
     """
 
     ref: KeySetRef
@@ -177,6 +178,7 @@ def encode_key_set(key_set: KeySet, meter: Meter, key_number: int) -> bytes:
         key_set.state.value,
         len(key_set.keys),
         *named(key_set.keys),
+        *(() if key_set.destroy_after is None else (to_seconds(key_set.destroy_after),)),
     )
 
 

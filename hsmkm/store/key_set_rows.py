@@ -44,6 +44,11 @@ def fetch(tx: Transaction, ref: KeySetRef) -> KeySet:
 
     Raises RefusedError if there is none, IntegrityError if it or its meter was altered, PolicyError without a token.
     """
+    return fetch_with_meter(tx, ref)[0]
+
+
+def fetch_with_meter(tx: Transaction, ref: KeySetRef) -> tuple[KeySet, Meter]:
+    """Do the same, and give what its MAC covers of its meter."""
     if tx.authenticator is None:
         raise PolicyError("a key set is only read with the token that verifies it")
     statement = with_meter()
@@ -52,11 +57,16 @@ def fetch(tx: Transaction, ref: KeySetRef) -> KeySet:
     row = tx.one(statement)
     if row is None:
         raise RefusedError(f"there is no key set {ref}")
-    return verified(tx, row)
+    return verified_with_meter(tx, row)
 
 
 def verified(tx: Transaction, row: StoredRow) -> KeySet:
     """Read a row and verify it, unless the store is open for listing only; raises IntegrityError."""
+    return verified_with_meter(tx, row)[0]
+
+
+def verified_with_meter(tx: Transaction, row: StoredRow) -> tuple[KeySet, Meter]:
+    """Do the same, and give what its MAC covers of its meter."""
     name = row_name(row)
     found = _key_set(row)
     meter = _meter(row)
@@ -67,7 +77,7 @@ def verified(tx: Transaction, row: StoredRow) -> KeySet:
             key_set.verify(tx.authenticator, found, meter)
         except IntegrityError as error:
             raise altered(name) from error
-    return found
+    return found, meter
 
 
 def faults(tx: Transaction) -> Iterator[str]:

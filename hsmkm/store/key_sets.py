@@ -11,6 +11,7 @@ How one comes into the store, together with its meter:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -124,14 +125,14 @@ def for_meter(tx: Transaction, system_title: bytes) -> list[tuple[KeySet, KeySta
 
 
 def set_destroy_after(tx: Transaction, ref: KeySetRef, moment: datetime | None) -> None:
-    """Say when this party's copy is due to be destroyed; raises RefusedError if there is no such set."""
-    key = _place(ref.system_title, ref.security_setup, ref.client) | {"generation": ref.generation}
-    if tx.update(table, key, {"destroy_after": to_seconds(moment)}) != 1:
-        raise RefusedError(f"there is no key set {ref}")
+    """Say when this party's copy is due to be destroyed, under the set's MAC; RefusedError if there is no such set."""
+    key_set, meter = key_set_rows.fetch_with_meter(tx, ref)
+    if tx.authenticator is not None:
+        reseal(tx, authenticate(tx.authenticator, replace(key_set, destroy_after=moment), meter))
 
 
 def reseal(tx: Transaction, key_set: KeySet) -> None:
-    """Replace the wrapping and the MAC of a set, which was authenticated; nothing else of it may differ.
+    """Replace the wrapping, the date of destruction and the MAC of a set, which was authenticated.
 
     Raises RefusedError if there is no such set.
     """
@@ -140,6 +141,7 @@ def reseal(tx: Transaction, key_set: KeySet) -> None:
     ref, mac = key_set.ref, key_set.mac
     key = _place(ref.system_title, ref.security_setup, ref.client) | {"generation": ref.generation}
     sealed: dict[str, Value] = {"storage_key": key_set.storage_key, "keys": pack(key_set.keys)}
+    sealed["destroy_after"] = to_seconds(key_set.destroy_after)
     if tx.update(table, key, sealed | {"mac_key": mac.key_number, "mac": mac.value}) != 1:
         raise RefusedError(f"there is no key set {ref}")
 

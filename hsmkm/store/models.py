@@ -1,26 +1,26 @@
 """Meter models, and the initial keys that all meters of a model leave their maker's line with.
 
-A model's initial keys are sealed once and shared: every meter's key set of generation 0 names the same identities, and
-its MAC is the model's, made over the model's name in place of a system title.
+A model's initial keys are sealed once and shared: every meter's key set of generation 0 names the same identities. The
+MAC of a model's row covers them, its name and the number that rows of meters keep in place of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import select
 
 from hsmkm.errors import IntegrityError, RefusedError
-from hsmkm.store.canonical import MECHANISM, Value, encode
-from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, check_keys, named, pack, unpack
+from hsmkm.store.authenticated import AuthenticatedTable, next_number
+from hsmkm.store.canonical import Value
+from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, check_keys, pack, unpack
 from hsmkm.store.meter import Meter
 from hsmkm.store.schema import models as table
-from hsmkm.store.store import Authenticator, StoredRow, Transaction, altered
-from hsmkm.token.types import Mac
+from hsmkm.store.store import StoredRow, Transaction, altered
 
-LABEL = "hsmkm model keys/1"
+ROWS = AuthenticatedTable("hsmkm model/1", table, ("name",), ("number", "name", "suite", "storage_key", "keys"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,60 +31,36 @@ class ModelKeys:
     suite: int
     storage_key: int
     keys: tuple[StoredKey, ...]
-    mac: Mac | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda key: key.role.value)))
         check_keys(self.model, self.suite, self.keys)
 
 
-def encode_model_keys(keys: ModelKeys, key_number: int) -> bytes:
-    """Encode what the MAC of a model's keys covers."""
-    return encode(LABEL, MECHANISM, key_number, keys.model, keys.suite, keys.storage_key, *named(keys.keys))
-
-
-def authenticate(authenticator: Authenticator, keys: ModelKeys) -> ModelKeys:
-    """Return the keys with the MAC that binds them to their model."""
-    mac = authenticator.mac(encode_model_keys(keys, authenticator.integrity_key))
-    return replace(keys, mac=mac)
-
-
 def add_keys(tx: Transaction, keys: ModelKeys) -> None:
-    """Store a model's initial keys; raises RefusedError if it has some, IntegrityError if their MAC does not fit."""
-    _verify(tx, keys)
-    number = intern(tx, keys.model)
+    """Store a model's initial keys; raises RefusedError if it has some."""
+    intern(tx, keys.model)
     if get_keys(tx, keys.model) is not None:
         raise RefusedError(f"model {keys.model} has initial keys already")
-    mac = keys.mac or Mac(0, b"")
-    values: dict[str, Value] = {"suite": keys.suite, "storage_key": keys.storage_key, "keys": pack(keys.keys)}
-    tx.update(table, {"number": number}, values | {"revision": 1, "mac_key": mac.key_number, "mac": mac.value})
+    _put(tx, keys, {"suite": keys.suite})
 
 
 def get_keys(tx: Transaction, model: str) -> ModelKeys | None:
     """Read a model's initial keys and verify them."""
-    row = tx.one(select(table).where(table.c.name == model))
-    if row is None or row["keys"] is None:
-        return None
-    keys = _keys(row)
-    _verify(tx, keys)
-    return keys
+    row = ROWS.fetch(tx, name=model)
+    return None if row is None or row["keys"] is None else _keys(row)
 
 
 def reseal(tx: Transaction, keys: ModelKeys) -> None:
-    """Replace the wrapping and the MAC of a model's initial keys, which were authenticated."""
-    _verify(tx, keys)
-    mac = keys.mac or Mac(0, b"")
-    sealed: dict[str, Value] = {"storage_key": keys.storage_key, "keys": pack(keys.keys)}
-    if tx.update(table, {"name": keys.model}, sealed | {"mac_key": mac.key_number, "mac": mac.value}) != 1:
+    """Replace the wrapping of a model's initial keys."""
+    if get_keys(tx, keys.model) is None:
         raise RefusedError(f"model {keys.model} has no initial keys")
+    _put(tx, keys, {})
 
 
 def every_keys(tx: Transaction) -> list[ModelKeys]:
     """Read and verify the initial keys of all models."""
-    found = [_keys(row) for row in tx.all(select(table).where(table.c["keys"].is_not(None)).order_by(table.c.name))]
-    for keys in found:
-        _verify(tx, keys)
-    return found
+    return [_keys(row) for row in ROWS.rows(tx, ROWS.everything().where(table.c["keys"].is_not(None)))]
 
 
 def every_initial_identity(tx: Transaction) -> Iterator[bytes]:
@@ -117,7 +93,7 @@ def initial(
 ) -> KeySet:
     """Return a meter's key set of generation 0; raises RefusedError if its model has no initial keys or another suite.
 
-    Its MAC is the model's and was verified here; the meter itself is not covered by it.
+    It has no MAC: the model's was verified here, and the meter itself is not covered by it.
     """
     keys = initial_keys(tx, model_name, association)
     if keys is None:
@@ -125,7 +101,7 @@ def initial(
     if (meter.model, meter.suite) != (model_name, keys.suite):
         raise RefusedError(f"meter {meter.serial} is not of model {model_name} with suite {keys.suite}")
     ref = KeySetRef(meter.system_title, security_setup, client, 0)
-    return KeySet(ref, keys.suite, keys.storage_key, KeyState.ACTIVE, keys.keys, keys.mac)
+    return KeySet(ref, keys.suite, keys.storage_key, KeyState.ACTIVE, keys.keys)
 
 
 def listing(tx: Transaction) -> list[tuple[str, bool]]:
@@ -137,7 +113,11 @@ def listing(tx: Transaction) -> list[tuple[str, bool]]:
 def intern(tx: Transaction, model: str) -> int:
     """Return the number that rows of meters keep in place of a model's name, and give it one if it has none."""
     row = tx.one(select(table.c.number).where(table.c.name == model))
-    return tx.insert(table, {"name": model}) if row is None else int(row["number"])
+    if row is not None:
+        return int(row["number"])
+    number = next_number(tx, table.c.number)
+    ROWS.insert(tx, {"number": number, "name": model, "suite": None, "storage_key": None, "keys": None})
+    return number
 
 
 def names(tx: Transaction) -> dict[int, str]:
@@ -145,38 +125,15 @@ def names(tx: Transaction) -> dict[int, str]:
     return {row["number"]: row["name"] for row in tx.all(select(table.c.number, table.c.name))}
 
 
-def faults(tx: Transaction) -> list[str]:
-    """Name the models whose keys do not fit their MAC."""
-    found = []
-    for row in tx.all(select(table).order_by(table.c.name)):
-        try:
-            if row["keys"] is not None:
-                _verify(tx, _keys(row))
-            elif row["mac"] is not None:
-                raise altered(_row_name(row["name"]))
-        except (IntegrityError, RefusedError):
-            found.append(_row_name(row["name"]))
-    return found
-
-
 def _keys(row: StoredRow) -> ModelKeys:
-    name = _row_name(row["name"])
-    if None in (row["suite"], row["storage_key"], row["mac_key"], row["mac"]):
+    name = ROWS.name(row)
+    if None in (row["suite"], row["storage_key"]):
         raise altered(name)
-    mac = Mac(row["mac_key"], row["mac"])
-    return ModelKeys(row["name"], row["suite"], row["storage_key"], unpack(row["keys"], name), mac)
+    return ModelKeys(row["name"], row["suite"], row["storage_key"], unpack(row["keys"], name))
 
 
-def _verify(tx: Transaction, keys: ModelKeys) -> None:
-    if tx.authenticator is None:
-        return
-    if keys.mac is None:
-        raise IntegrityError(f"the initial keys of model {keys.model} carry no mac")
-    try:
-        tx.authenticator.verify(encode_model_keys(keys, keys.mac.key_number), keys.mac)
-    except IntegrityError as error:
-        raise altered(_row_name(keys.model)) from error
-
-
-def _row_name(model: str) -> str:
-    return f"models {model}"
+def _put(tx: Transaction, keys: ModelKeys, suite: dict[str, Value]) -> None:
+    row = ROWS.fetch(tx, name=keys.model)
+    if row is None:
+        raise RefusedError(f"there is no model {keys.model}")
+    ROWS.replace(tx, row, suite | {"storage_key": keys.storage_key, "keys": pack(keys.keys)})

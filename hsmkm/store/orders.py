@@ -8,11 +8,13 @@ from datetime import datetime
 from sqlalchemy import select
 
 from hsmkm.errors import RefusedError
+from hsmkm.store.authenticated import AuthenticatedTable, next_number
 from hsmkm.store.canonical import Value
 from hsmkm.store.schema import orders as table
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
+ROWS = AuthenticatedTable("hsmkm order/1", table, ("id",), ("number", "id", "name", "rows", "state", "created"))
 OPEN = "open"
 DONE = "done"
 
@@ -34,30 +36,33 @@ def add(tx: Transaction, order: Order) -> None:
         raise RefusedError(f"order {order.name} was taken before", hint="continue it, or give a file of other meters")
     created = to_seconds(tx.now)
     values: dict[str, Value] = {
+        "number": next_number(tx, table.c.number),
         "id": order.id,
         "name": order.name,
         "rows": order.rows,
         "state": order.state,
         "created": created,
     }
-    tx.insert(table, values)
+    ROWS.insert(tx, values)
 
 
 def get(tx: Transaction, order_id: str) -> Order | None:
-    """Find an order by its digest."""
-    row = tx.one(select(table).where(table.c.id == order_id))
+    """Find an order by its digest; raises IntegrityError if its row was altered."""
+    row = ROWS.fetch(tx, id=order_id)
     return None if row is None else _order(row)
 
 
 def listing(tx: Transaction) -> list[Order]:
     """List all orders, oldest first."""
-    return [_order(row) for row in tx.all(select(table).order_by(table.c.number))]
+    return [_order(row) for row in ROWS.rows(tx, select(table).order_by(table.c.number))]
 
 
 def set_state(tx: Transaction, order_id: str, state: str) -> None:
     """Say where an order is; raises RefusedError if there is none."""
-    if tx.update(table, {"id": order_id}, {"state": state}) != 1:
+    row = ROWS.fetch(tx, id=order_id)
+    if row is None:
         raise RefusedError(f"there is no order {order_id}")
+    ROWS.replace(tx, row, {"state": state})
 
 
 def number(tx: Transaction, order_id: str | None) -> int | None:

@@ -23,6 +23,7 @@ from enum import StrEnum
 from sqlalchemy import select
 
 from hsmkm.errors import RefusedError
+from hsmkm.store.authenticated import AuthenticatedTable, next_number
 from hsmkm.store.canonical import Value, canonical_json
 from hsmkm.store.key_set import ROLE_NAMES, KeySetRef
 from hsmkm.store.schema import renewals as table
@@ -54,6 +55,23 @@ EDGES: Mapping[RenewalState, frozenset[RenewalState]] = {
     _S.ABANDONED: frozenset(),
 }
 FINISHED = (_S.ACTIVE, _S.ABANDONED)
+COLUMNS = (
+    "id",
+    "system_title",
+    "security_setup",
+    "client",
+    "from_generation",
+    "to_generation",
+    "roles",
+    "stage",
+    "state",
+    "attempts",
+    "tried",
+    "campaign",
+    "created",
+    "updated",
+)
+ROWS = AuthenticatedTable("hsmkm renewal/1", table, ("id",), COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +119,9 @@ def create(tx: Transaction, old: KeySetRef, to_generation: int, roles: tuple[Met
         if (other.security_setup, other.client) == (old.security_setup, old.client):
             raise RefusedError(f"renewal {other.id} of {old} is {other.state}", hint="finish it with hsmkm resolve")
     now = to_seconds(tx.now)
+    number = next_number(tx, table.c.id)
     values: dict[str, Value] = {
+        "id": number,
         "from_generation": old.generation,
         "to_generation": to_generation,
         "roles": ",".join(role.value for role in roles),
@@ -109,18 +129,17 @@ def create(tx: Transaction, old: KeySetRef, to_generation: int, roles: tuple[Met
         "state": RenewalState.PREPARED.value,
         "attempts": 0,
         "tried": "[]",
+        "campaign": None,
         "created": now,
         "updated": now,
     }
-    return tx.insert(table, place | values)
+    ROWS.insert(tx, place | values)
+    return number
 
 
 def get(tx: Transaction, renewal_id: int) -> Renewal:
-    """Find a renewal, or raise RefusedError."""
-    row = tx.one(select(table).where(table.c.id == renewal_id))
-    if row is None:
-        raise RefusedError(f"there is no renewal {renewal_id}")
-    return _renewal(row)
+    """Find a renewal, or raise RefusedError; IntegrityError if its row was altered."""
+    return _renewal(_row(tx, renewal_id))
 
 
 def advance(tx: Transaction, renewal_id: int, state: RenewalState, stage: str) -> None:
@@ -150,21 +169,27 @@ def attempt(tx: Transaction, renewal_id: int, tried: Mapping[str, object]) -> in
 
 def unfinished(tx: Transaction, system_title: bytes | None = None) -> list[Renewal]:
     """List renewals that are neither active nor abandoned, oldest first."""
-    statement = select(table).where(table.c.state.not_in([state.value for state in FINISHED])).order_by(table.c.id)
     if system_title is not None:
-        statement = statement.where(table.c.system_title == system_title)
-    return [_renewal(row) for row in tx.all(statement)]
+        return [renewal for renewal in listing(tx, system_title) if renewal.state not in FINISHED]
+    statement = select(table).where(table.c.state.not_in([state.value for state in FINISHED])).order_by(table.c.id)
+    return [_renewal(row) for row in ROWS.rows(tx, statement)]
 
 
 def listing(tx: Transaction, system_title: bytes) -> list[Renewal]:
     """List all renewals of a meter, oldest first."""
-    return [
-        _renewal(row) for row in tx.all(select(table).where(table.c.system_title == system_title).order_by(table.c.id))
-    ]
+    statement = select(table).where(table.c.system_title == system_title).order_by(table.c.id)
+    return [_renewal(row) for row in ROWS.rows(tx, statement)]
 
 
 def _change(tx: Transaction, renewal_id: int, changes: Mapping[str, Value]) -> None:
-    tx.update(table, {"id": renewal_id}, dict(changes) | {"updated": to_seconds(tx.now)})
+    ROWS.replace(tx, _row(tx, renewal_id), dict(changes) | {"updated": to_seconds(tx.now)})
+
+
+def _row(tx: Transaction, renewal_id: int) -> StoredRow:
+    row = ROWS.fetch(tx, id=renewal_id)
+    if row is None:
+        raise RefusedError(f"there is no renewal {renewal_id}")
+    return row
 
 
 def _renewal(row: StoredRow) -> Renewal:

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0008"
+HEAD = "0009"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -191,6 +191,7 @@ revocation_lists = Table(
     _column("this_update", BigInteger),
     _column("next_update", BigInteger),
     _column("digest", LargeBinary),
+    *_authenticated(null=True),
 )
 
 orders = Table(
@@ -202,6 +203,7 @@ orders = Table(
     _column("rows", Integer),
     _column("state", Text),
     _column("created", BigInteger),
+    *_authenticated(null=True),
     UniqueConstraint("id"),
 )
 
@@ -328,8 +330,17 @@ holders = Table(
     _key("party", Text),
     _key("package_id", Text),
     _column("given", BigInteger),
-    Index(None, "party"),
+    Index(None, "system_title"),
     sqlite_with_rowid=False,
+)
+
+holder_lists = Table(
+    "holder_lists",
+    metadata,
+    _key("package_id", Text),
+    _column("meters", LargeBinary),
+    _column("digest", LargeBinary),
+    *_authenticated(),
 )
 
 intents = Table(
@@ -342,6 +353,7 @@ intents = Table(
     _column("opened", BigInteger),
     _column("outcome", Text, null=True),
     _column("closed", BigInteger, null=True),
+    *_authenticated(null=True),
     Index(None, "system_title"),
 )
 
@@ -362,6 +374,7 @@ renewals = Table(
     _column("campaign", Integer, null=True),
     _column("created", BigInteger),
     _column("updated", BigInteger),
+    *_authenticated(null=True),
     Index(None, "system_title"),
     Index(None, "state"),
 )

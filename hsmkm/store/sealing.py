@@ -8,12 +8,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hsmkm.store import schema, state
+from hsmkm.store import (
+    certificates,
+    holders,
+    intents,
+    key_set,
+    key_set_rows,
+    key_sets,
+    models,
+    orders,
+    renewals,
+    schema,
+    state,
+    sums,
+)
 from hsmkm.store.anchor import Anchor
 from hsmkm.store.guard import Opening
-from hsmkm.store.store import Authenticator, Store, Transaction
+from hsmkm.store.store import Authenticator, Store, StoredRow, Transaction, altered
+from hsmkm.store.times import from_seconds
+from hsmkm.token.types import Mac
 
 ACTION = "store-upgrade"
+ROWS_SINCE = "0009"
+"""The schema since which every row of the tables below is under a MAC."""
+OF_MODEL = "hsmkm model keys/1"
+"""The label of the MAC that only the keys of a model had before."""
 
 
 def upgrade(url: str, authenticator: Authenticator, actor: str, anchor: Anchor | None) -> bool:
@@ -24,7 +43,7 @@ def upgrade(url: str, authenticator: Authenticator, actor: str, anchor: Anchor |
             if (since := _sealed_for(tx)) == schema.HEAD:
                 return False
         with store.begin(ACTION, schema.HEAD, {"from": since}) as tx:
-            _seal(tx)
+            _seal(tx, since)
     return True
 
 
@@ -35,6 +54,41 @@ def _sealed_for(tx: Transaction) -> str:
     return found.schema
 
 
-def _seal(tx: Transaction) -> None:
-    if tx.before is not None:
-        tx.before = replace(tx.before, schema=schema.HEAD)
+def _seal(tx: Transaction, since: str) -> None:
+    if tx.before is None:
+        return
+    later = state.not_summed(since)
+    counted = {name: (count, 0) for name, (count, _) in sums.taken(tx.connection).items() if name in later}
+    tx.before = replace(tx.before, schema=schema.HEAD, sums={**tx.before.sums, **counted})
+    if ROWS_SINCE in state.seals_since(since):
+        _seal_rows(tx)
+
+
+def _seal_rows(tx: Transaction) -> None:
+    for rows in (orders.ROWS, certificates.LISTS, renewals.ROWS, intents.ROWS):
+        for row in tx.stream(rows.everything()):
+            rows.replace(tx, row, {})
+    for row in tx.stream(models.ROWS.everything()):
+        if row["keys"] is not None:
+            _verify_model(tx, row)
+        models.ROWS.replace(tx, row, {})
+    for row in tx.stream(key_set_rows.with_meter().where(schema.key_sets.c.destroy_after.is_not(None))):
+        _seal_key_set(tx, row)
+    holders.seal(tx)
+
+
+def _verify_model(tx: Transaction, row: StoredRow) -> None:
+    """Verify the MAC that a model's keys had."""
+    named = key_set.named(key_set.unpack(row["keys"], models.ROWS.name(row)))
+    if None in (row["mac_key"], row["mac"]):
+        raise altered(models.ROWS.name(row))
+    mac = Mac(row["mac_key"], row["mac"])
+    tx.verify(models.ROWS.name(row), mac, OF_MODEL, row["name"], row["suite"], row["storage_key"], *named)
+
+
+def _seal_key_set(tx: Transaction, row: StoredRow) -> None:
+    """Put the date of destruction under the MAC, which was made without it."""
+    found, meter = key_set_rows.verified_with_meter(tx, {**row, "destroy_after": None})
+    if tx.authenticator is not None:
+        dated = replace(found, destroy_after=from_seconds(row["destroy_after"]))
+        key_sets.reseal(tx, key_set.authenticate(tx.authenticator, dated, meter))

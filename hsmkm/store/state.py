@@ -30,8 +30,14 @@ NAME = "store_state"
 INSTANCE_OCTETS = 16
 FIRST_HASH = bytes(32)
 """What stands in place of the hash of an audit record while there is none."""
-SEALING = ("0007",)
-"""The schemas that put rows under a MAC which had none; `hsmkm store upgrade` does it once, with the token."""
+SEALING: Mapping[str, frozenset[str]] = {
+    "0007": frozenset(),
+    "0009": frozenset({"orders", "renewals", "intents", "revocation_lists"}),
+}
+"""The schemas that put rows under a MAC which had none, and the tables that got a sum by it.
+
+`hsmkm store upgrade` does it once, with the token.
+"""
 _ONLY = 1
 
 
@@ -129,6 +135,11 @@ def newest_record(tx: Transaction, said: StoreState | None = None) -> tuple[int,
 def seals_since(revision: str) -> tuple[str, ...]:
     """Name the schemas after this one whose upgrade seals rows with the token."""
     return tuple(one for one in SEALING if one > revision)
+
+
+def not_summed(revision: str) -> frozenset[str]:
+    """Name the tables that have a sum only since after this schema."""
+    return frozenset[str]().union(*(SEALING[one] for one in seals_since(revision)))
 
 
 def is_new(tx: Transaction) -> bool:

@@ -51,7 +51,9 @@ def test_registration_renews_every_association_and_gives_the_concentrator_its_ow
                 3,
             ]
             with party.store.read() as tx:
-                given = {item.ref for item in holders.for_party(tx, "concentrator")}
+                given = {
+                    item.ref for item in holders.for_meter(tx, bytes.fromhex(TITLE)) if item.party == "concentrator"
+                }
             assert {(ref.security_setup, ref.client) for ref in given} == {READING}
             assert {state for _, state in field.package_states()} == {"accepted"}
         (row,) = realm.rows("concentrator", "meter", "read", TITLE, "1.0.1.8.0.255")

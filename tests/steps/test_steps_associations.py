@@ -179,7 +179,7 @@ def test_a_delivery_gives_every_key_set_and_the_utility_reads_through_each(realm
             injected(party, address)
             sent = export(party, "delivery", "utility", (TITLE,), None)
             with party.store.read() as tx:
-                given = {item.ref for item in holders.for_party(tx, "utility")}
+                given = {item.ref for item in holders.for_meter(tx, bytes.fromhex(TITLE)) if item.party == "utility"}
             assert {(ref.security_setup, ref.client) for ref in given} == {MANAGEMENT, READING}
         with realm.open("utility") as party:
             assert receive_file(party, sent.path).meters == 1

@@ -66,7 +66,9 @@ def test_the_former_concentrator_knows_nothing_current_and_serves_the_meter_no_m
             assert urgent.waiting(tx) == []
             fresh = in_force.in_meter(tx, bytes.fromhex(ONE), 0, 1)
             assert fresh is not None
-            known = {item.identity for item in holders.for_party(tx, "concentrator")}
+            known = {
+                item.identity for item in holders.for_meter(tx, bytes.fromhex(ONE)) if item.party == "concentrator"
+            }
         assert known.isdisjoint(key.identity for key in fresh.keys if key.role.value != "master")
     receipted(field, before + 1)
     client.stop()

@@ -139,11 +139,15 @@ def test_a_package_has_one_receipt(store: Store) -> None:
             packages.set_state(tx, "id-9", "closed")
 
 
-def test_who_holds_a_key_is_known_by_key_and_by_party(store: Store) -> None:
+def test_who_holds_a_key_is_known_by_key_by_meter_and_by_package(store: Store) -> None:
     ref = KeySetRef(b"UTI\x00\x00\x00\x00\x01", 0, 1, 1)
     with store.begin("package export", "id-1", {}) as tx:
-        holders.add(tx, bytes(16), ref, "utility-a", "id-1")
-        holders.add(tx, bytes(16), ref, "dc-1", "id-2")
-        holders.add(tx, b"\x01" * 16, ref, "dc-1", "id-2")
+        second = [holders.Holder(identity, ref, "dc-1", "id-2") for identity in (bytes(16), b"\x01" * 16)]
+        holders.add_many(tx, [holders.Holder(bytes(16), ref, "utility-a", "id-1")])
+        holders.add_many(tx, second)
         assert [holder.party for holder in holders.for_key(tx, bytes(16))] == ["dc-1", "utility-a"]
-        assert [holder.identity[0] for holder in holders.for_party(tx, "dc-1")] == [0, 1]
+        assert [holder.identity[0] for holder in holders.for_meter(tx, ref.system_title)] == [0, 1, 0]
+        assert [holder.identity[0] for holder in holders.of_package(tx, "id-2")] == [0, 1]
+        assert holders.of_package(tx, "id-3") == []
+        with pytest.raises(RefusedError, match="id-2 is there already"):
+            holders.add_many(tx, second)

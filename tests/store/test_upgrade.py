@@ -1,36 +1,113 @@
-"""A store of the first release, written by it, is brought to the newest schema and stays readable."""
+"""Stores of earlier programs, written by them, are brought to the newest schema and stay readable."""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hsmkm.errors import RefusedError
-from hsmkm.store import audit, certificates, certified_keys, check, key_sets, meters, sealing
+from hsmkm.errors import IntegrityError, RefusedError
+from hsmkm.store import (
+    audit,
+    certificates,
+    certified_keys,
+    check,
+    holders,
+    intents,
+    key_sets,
+    meters,
+    models,
+    orders,
+    renewals,
+    sealing,
+)
 from hsmkm.store.certificates import CertificateState
+from hsmkm.store.renewals import RenewalState
 from hsmkm.store.store import Store
 
 if TYPE_CHECKING:
     from tests.store.conftest import SoftwareAuthenticator
 
-FIRST = Path(__file__).parent / "fixtures" / "0001.sql"
+FIXTURES = Path(__file__).parent / "fixtures"
 TITLE = bytes.fromhex("5554490000000001")
+
+
+def written_by(tmp_path: Path, authenticator: SoftwareAuthenticator, schema: str, then: str = "") -> str:
+    """Give a store as a program of this schema wrote it; its integrity key was 32 zero octets."""
+    authenticator.keys = {1: bytes(32)}
+    path = tmp_path / "first.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((FIXTURES / f"{schema}.sql").read_text(encoding="utf-8"))
+        connection.executescript(then)
+    connection.close()
+    path.chmod(0o600)
+    return f"sqlite:{path}"
 
 
 @pytest.fixture
 def first_release(tmp_path: Path, authenticator: SoftwareAuthenticator) -> str:
-    """The store as it was; its integrity key was 32 zero octets."""
-    authenticator.keys = {1: bytes(32)}
-    path = tmp_path / "first.db"
-    with sqlite3.connect(path) as connection:
-        connection.executescript(FIRST.read_text(encoding="utf-8"))
-    connection.close()
-    path.chmod(0o600)
-    return f"sqlite:{path}"
+    return written_by(tmp_path, authenticator, "0001")
+
+
+@pytest.mark.parametrize("schema", ["0006", "0007", "0008"])
+def test_what_had_no_mac_is_sealed_as_it_is_found_and_every_row_has_one_then(
+    tmp_path: Path, authenticator: SoftwareAuthenticator, schema: str
+) -> None:
+    url = written_by(tmp_path, authenticator, schema)
+    with pytest.raises(RefusedError, match=f"older schema {schema}"):
+        Store.open(url, authenticator, "tester")
+    assert sealing.upgrade(url, authenticator, "tester", None)
+    assert not sealing.upgrade(url, authenticator, "tester", None)
+    with Store.open(url, authenticator, "tester") as store, store.read() as tx:
+        assert list(check.check(tx)) == []
+        assert list(audit.verify(tx)) == []
+        for rows in (*check.AUTHENTICATED, meters.ROWS):
+            assert all(row["mac"] for row in tx.all(rows.everything()) if rows is not meters.ROWS)
+        (order,) = orders.listing(tx)
+        assert (order.name, order.state) == ("a.csv", "done")
+        (renewal,) = renewals.unfinished(tx, TITLE)
+        assert renewal.state is RenewalState.SENT
+        assert [intent.outcome for intent in intents.listing(tx, TITLE, "key-transfer")] == ["acknowledged", None]
+        assert len(holders.of_package(tx, "id-1")) == len(holders.of_package(tx, "id-2")) == 8
+        assert certificates.next_crl_number(tx, "CN=i") == 3
+        kept, fresh = (key_set for key_set, _ in key_sets.for_meter(tx, TITLE))
+        assert kept.destroy_after == datetime(2026, 3, 8, 12, tzinfo=UTC)
+        assert fresh.destroy_after is None
+        assert models.listing(tx) == [("uti-1", True), ("uti-2", False)]
+        assert models.get_keys(tx, "uti-1") is not None
+
+
+@pytest.mark.parametrize(
+    ("altered", "row"),
+    [
+        ("UPDATE models SET keys = zeroblob(length(keys))", "models uti-1"),
+        ("UPDATE models SET suite = 2", "models uti-1"),
+        ("UPDATE models SET mac = NULL", "models uti-1"),
+        ("UPDATE key_sets SET storage_key = 2", f"key_sets {TITLE.hex().upper()}/0/1/1"),
+    ],
+)
+def test_what_had_a_mac_is_not_sealed_unless_it_fits_it(
+    tmp_path: Path, authenticator: SoftwareAuthenticator, altered: str, row: str
+) -> None:
+    url = written_by(tmp_path, authenticator, "0006", altered)
+    with pytest.raises(IntegrityError, match=row):
+        sealing.upgrade(url, authenticator, "tester", None)
+
+
+def test_a_crash_before_the_sealing_leaves_a_store_that_is_sealed_later(
+    tmp_path: Path, authenticator: SoftwareAuthenticator
+) -> None:
+    url = written_by(tmp_path, authenticator, "0008")
+    Store.create(url)
+    with pytest.raises(RefusedError, match="must be upgraded with the token"):
+        Store.open(url, authenticator, "tester")
+    assert sealing.upgrade(url, authenticator, "tester", None)
+    with Store.open(url, authenticator, "tester") as store, store.read() as tx:
+        assert list(check.check(tx)) == []
 
 
 def test_it_is_not_used_before_it_is_upgraded(first_release: str, authenticator: SoftwareAuthenticator) -> None:
