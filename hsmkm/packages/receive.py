@@ -26,16 +26,13 @@ from hsmkm.packages.send import suite_reasons
 from hsmkm.packages.transport import issuer_and_serial, open_package_key, parse_recipient_info, recipient_reasons
 from hsmkm.pki.certificates import fingerprint, holder, public_key
 from hsmkm.pki.trust import TrustStore
-from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, authenticate
+from hsmkm.store.key_set import MAX_GENERATION_STEP, KeySet, KeySetRef, KeyState, StoredKey, authenticate
 from hsmkm.store.meter import Meter
 from hsmkm.token.keys import KeyHandle
 from hsmkm.token.vault import Vault
 
 MAX_UNTRUSTED = 1 << 20
 """Octets of content that are still parsed, to name every reason, when the signer is refused already."""
-
-MAX_GENERATION_STEP = 10_000
-"""How far a generation may rise at once: numbers cannot be used up by one package."""
 
 FIRST_KEYS = (Purpose.DELIVERY, Purpose.TRANSFER)
 """Purposes that bring a meter's keys to one who has not spoken to it yet."""

@@ -22,7 +22,7 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.packages.archive import DATABASE, FORMER, KEYS, Archive, ArchivePurpose, open_archive
 from hsmkm.packages.container import open_container
 from hsmkm.packages.moving import MovingKey, MovingKeys, parse_moving
-from hsmkm.packages.receive import MAX_GENERATION_STEP, AgreementKey
+from hsmkm.packages.receive import AgreementKey
 from hsmkm.packages.transport import open_package_key
 from hsmkm.pki.certificates import fingerprint, holder, read_certificates
 from hsmkm.pki.slots import SLOTS
@@ -41,9 +41,6 @@ from hsmkm.token.types import Sealed
 
 TAKEN = "token-migrate-taken"
 STAGING = ".migrate"
-LOST_CHANGES = MAX_GENERATION_STEP - 1000
-"""By how much generations and package sequences rise after a standby archive: others believe no more at once."""
-
 COPIED = ("packages", "receipts", "records", "approvals", "models", FORMER)
 
 
@@ -175,7 +172,7 @@ def _raise_all(tx: Transaction, jump: int) -> None:
     if tx.before is None:
         raise RefusedError("this home's store has no state yet", hint="hsmkm token init")
     highest = tx.before.counter_highest + jump
-    _, spent = recovery.recover(tx, recovery.Loss(tx.before.advance, -1, LOST_CHANGES, jump, highest))
+    _, spent = recovery.recover(tx, recovery.Loss(tx.before.advance, -1, jump, jump, highest))
     if spent:
         queue_spent(tx, frozenset(spent))
 

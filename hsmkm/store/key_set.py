@@ -29,6 +29,9 @@ KEY_OCTETS = {0: 16, 1: 16, 2: 32}
 WRAP_OCTETS = 8
 """What AES key wrap adds (RFC 3394; RFC 5649 to a secret)."""
 
+MAX_GENERATION_STEP = 10_000
+"""How far whoever takes a package lets a generation rise at once: numbers cannot be used up by one package."""
+
 
 class KeyState(StrEnum):
     """Where a key set is in its life (NIST SP 800-57 part 1 rev. 5, section 7)."""

@@ -22,6 +22,7 @@ from hsmkm.store import key_set_rows, key_states, meters, schema
 from hsmkm.store.canonical import Value
 from hsmkm.store.engine import Row
 from hsmkm.store.key_set import (
+    MAX_GENERATION_STEP,
     STATE_NUMBERS,
     KeySet,
     KeySetRef,
@@ -72,6 +73,9 @@ COLUMNS = (
     "batch",
     "destroy_after",
 )
+
+FURTHEST = MAX_GENERATION_STEP - 1_000
+"""How far a generation rises at most, whatever was lost: others may know of a few less than we do."""
 
 
 def add(tx: Transaction, key_set: KeySet) -> None:
@@ -154,15 +158,18 @@ def due(tx: Transaction, limit: int) -> list[KeySet]:
 
 
 def next_generation(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> int:
-    """Return the lowest generation above all that were ever stored here, destroyed ones and lost ones too."""
+    """Return the lowest generation above all that were ever stored here, destroyed ones and lost ones too.
+
+    It rises no further than those believe who know of the meter what we know.
+    """
     state = tx.state()
-    highest = state.generation_floor if state else 0
+    floor, highest = state.generation_floor if state else 0, 0
     for rows in (table, schema.key_states):
         statement = select(func.max(rows.c.generation))
         for name, value in _place(system_title, security_setup, client).items():
             statement = statement.where(rows.c[name] == value)
         highest = max(highest, tx.connection.scalar(statement) or 0)
-    return highest + 1
+    return max(highest, min(floor, highest + FURTHEST)) + 1
 
 
 def destroy(tx: Transaction, ref: KeySetRef) -> None:

@@ -20,6 +20,9 @@ from hsmkm.store.state import StoreState
 from hsmkm.store.store import Transaction
 from hsmkm.store.times import to_seconds
 
+UNKNOWN_GENERATIONS = 4_000
+"""How many generations a meter can have got in a time that nobody knows of: more than any meter is renewed in years."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -52,7 +55,7 @@ def loss(found: StoreState, anchored: Anchored | None, unknown: int) -> Loss:
 
 def recover(tx: Transaction, lost: Loss) -> tuple[int, list[bytes]]:
     """Begin a new epoch above all that was lost; how many counters were raised, and the keys whose are spent."""
-    before = tx.before
+    before, generations = tx.before, lost.changes if lost.anchor >= 0 else min(lost.changes, UNKNOWN_GENERATIONS)
     if before is None or before.advance != lost.advance:
         raise RefusedError("the store was changed meanwhile", hint="stop its other processes, and begin again")
     counted = counters.recover(tx, lost.counter_jump, lost.counter_highest)
@@ -60,14 +63,14 @@ def recover(tx: Transaction, lost: Loss) -> tuple[int, list[bytes]]:
     values: dict[str, Value] = {"number": number + 1, "instance": instance, "started": to_seconds(tx.now)}
     tx.insert(schema.epoch, values)
     sequences = (schema.packages.c.sequence, schema.revocation_lists.c.number)
-    generations = (schema.key_sets.c.generation, schema.key_states.c.generation)
+    known = (schema.key_sets.c.generation, schema.key_states.c.generation)
     tx.before = replace(
         before,
         epochs=state.epochs(tx)[1],
         advance=max(lost.advance, lost.anchor),
         counter_offset=min(before.counter_offset + lost.counter_jump, lost.counter_highest),
         sequence_floor=max(before.sequence_floor, *_highest(tx, sequences)) + lost.changes,
-        generation_floor=max(before.generation_floor, *_highest(tx, generations)) + lost.changes,
+        generation_floor=max(before.generation_floor, *_highest(tx, known)) + generations,
     )
     return counted
 

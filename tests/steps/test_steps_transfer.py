@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -22,15 +23,18 @@ from hsmkm.steps.known_to import known_to
 from hsmkm.steps.life import compromise
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.receive import receive
+from hsmkm.steps.recover import open_recovery, recover_store
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
 from hsmkm.steps.results import Outcome
+from hsmkm.steps.setup import set_in_file
 from hsmkm.steps.transfer import transfer
 from hsmkm.steps.urgent import renew_urgent
 from hsmkm.store import check, counters, in_force, key_sets, meters, urgent
+from hsmkm.store.key_sets import FURTHEST
 from hsmkm.store.meter import MeterState
 from hsmkm.token.types import KeyRole
 from tests.field import Field, energy, key_states, state_path
-from tests.realm import Realm
+from tests.realm import ACTOR, Realm
 from tests.street import NEWCOMER, ONE, add_newcomer
 
 
@@ -184,6 +188,22 @@ def test_a_renewed_meter_comes_back(deal: Deal) -> None:
     with deal.open("newcomer") as party:
         accept_receipt(party, receipt)
         assert state_of(party) == MeterState.TRANSFERRED
+
+
+def test_who_lost_the_anchor_is_believed_by_those_who_knew_the_meter(deal: Deal, tmp_path: Path) -> None:
+    deal.hand_over()
+    home = deal.realm.home("newcomer")
+    for turn in ("one", "two", "three"):
+        set_in_file(home / "hsmkm.toml", "store", "anchor", f"file:{tmp_path / turn}")
+        with open_recovery(home, ACTOR) as party:
+            assert recover_store(party, None).changes is None
+    with deal.open("newcomer") as party:
+        (renewed,) = renew_urgent(party)
+        assert renewed.generation == FURTHEST + 2
+        transfer_back(party)
+    with deal.open("utility") as party:
+        receive(party, newest(deal, "newcomer"))
+        assert state_of(party) is None
 
 
 def test_what_is_compromised_in_doubt_or_half_said_is_not_transferred(deal: Deal) -> None:

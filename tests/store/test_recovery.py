@@ -16,6 +16,7 @@ from hsmkm.store import certificates, counters, key_sets, meters, packages, reco
 from hsmkm.store.anchor import FileAnchor
 from hsmkm.store.check import check
 from hsmkm.store.guard import Opening
+from hsmkm.store.key_set import MAX_GENERATION_STEP
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.store.recovery import Loss
 from hsmkm.store.store import Store
@@ -182,6 +183,27 @@ def test_sequences_of_packages_and_lists_and_generations_rise_above_lost_ones(ho
     assert before == (1, 1, 1)
     assert all(now > then for now, then in zip(after, lost[-1], strict=True))
     assert [now + 1 for now in after] == list(work())
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_a_generation_rises_above_the_lost_ones_and_no_further_than_others_believe(
+    home: Home, factory: Factory, *, unknown: bool
+) -> None:
+    meter = factory.meter()
+    with home.open() as store, store.begin("meter", "x", {}) as tx:
+        meters.add(tx, meter)
+        key_sets.add(tx, key_sets.authenticate(home.authenticator, factory.key_set(meter, 7), meter))
+    given = [7]
+    for _ in range(2):
+        with home.open(Opening.RECOVERY) as store, store.begin("lost", "x", {}) as tx:
+            assert tx.before is not None
+            recovery.recover(tx, Loss(tx.before.advance, -1 if unknown else tx.before.advance + 10**6, 10**6, 0, 0))
+        with home.open() as store, store.read() as tx:
+            given.append(key_sets.next_generation(tx, meter.system_title, 0, 1))
+    assert given == (
+        [7, 7 + 4_001, 7 + 8_001] if unknown else [7, 7 + key_sets.FURTHEST + 1, 7 + key_sets.FURTHEST + 1]
+    )
+    assert given[-1] - given[0] < MAX_GENERATION_STEP
 
 
 def test_the_lost_database_is_refused_when_it_comes_back(home: Home, tmp_path: Path) -> None:
