@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from hsmkm.dlms import axdr, security_setup
@@ -33,6 +33,9 @@ MESSAGE_OCTETS = 255
 LONG_VALUE = AttributeRef(1, LogicalName.parse("0.0.128.0.0.255"), 2)
 
 
+Heard = Callable[[bytes, int], None]
+
+
 class StaleCounterError(IntegrityError):
     """The counter of an APDU with a good tag is below the lowest acceptable one."""
 
@@ -59,6 +62,7 @@ class Meter:
         self._save = save
         self._changed = False
         self.generation = 0
+        self._heard: Heard | None = None
         faults = faults or Faults(self.settings)
         next_fault = partial(faults.next, state.setup)
         self.security_setup = SecuritySetup(state, self.settings, self.activate, self.changed, next_fault)
@@ -87,6 +91,17 @@ class Meter:
     def _keep(self) -> None:
         self._changed = True
         self.store()
+
+    def listen(self, heard: Heard) -> None:
+        """Have somebody told each counter of an authentic APDU or token, with the GUEK that it came under."""
+        self._heard = heard
+        for other in self._others:
+            other.listen(heard)
+
+    def hear(self, counter: int) -> None:
+        """Take note that an authentic counter came under the GUEK that is effective now."""
+        if self._heard is not None:
+            self._heard(self.state.keys[KeyId.GUEK], counter)
 
     def activate(self, keys: Mapping[KeyId, bytes]) -> None:
         """Make new keys effective."""
@@ -235,6 +250,7 @@ class _UnicastCounters:
 
     def accept(self, value: int) -> None:
         """Take the counter of an APDU whose tag fits; raises StaleCounterError."""
+        self._meter.hear(value)
         if value < self._meter.state.rx_ic:
             raise StaleCounterError("the invocation counter is below the lowest acceptable one")
         self._meter.changed()

@@ -118,6 +118,11 @@ class Session:
         meter.store()
         return b""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an association, or one that waits for the client's proof."""
+        return self._state is not _State.IDLE
+
     def sent(self) -> None:
         """Take note that the answer is on its way: keys become effective now, unless they wait for the release."""
         if self._meter.settings.activate is not Activation.RELEASE:
@@ -314,13 +319,14 @@ class Session:
             counter = proof.check(handshake, token)
             if counter is None:
                 return True
-            if counter < self._lowest or counter == self._carrier:
-                return False
-            if self._carrier is None or counter > self._carrier:
+            fresh = counter >= self._lowest and counter != self._carrier
+            if fresh and (self._carrier is None or counter > self._carrier):
                 self._unicast.received.accept(counter)
+            else:
+                self._meter.hear(counter)
         except IntegrityError:
             return False
-        return True
+        return fresh
 
 
 def _under_guek(opened: Opened) -> bool:

@@ -113,7 +113,12 @@ class MeterState:
 
 def encode(state: MeterState) -> str:
     """Write the state as JSON."""
-    document = {
+    return json.dumps(document(state), indent=1)
+
+
+def document(state: MeterState) -> dict[str, Any]:
+    """Give the state as JSON has it."""
+    return {
         "system_title": str(state.system_title),
         "suite": int(state.suite),
         **_association(state),
@@ -126,7 +131,6 @@ def encode(state: MeterState) -> str:
             {"setup": other.setup, "client": other.client, **_association(other)} for other in state.associations
         ],
     }
-    return json.dumps(document, indent=1)
 
 
 def _association(state: MeterState) -> dict[str, object]:
@@ -147,31 +151,35 @@ def _association(state: MeterState) -> dict[str, object]:
 def decode(text: str) -> MeterState:
     """Read the state from JSON; raises InputError."""
     try:
-        document = json.loads(text)
-        device = {name: document[name] for name in ("system_title", "suite")}
-        others = [_state(other | device) for other in document.get("associations", [])]
-        return _state(document, others)
+        return from_document(json.loads(text))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"this is not a meter's state: {type(error).__name__}") from None
 
 
-def _state(document: Mapping[str, Any], associations: Sequence[MeterState] = ()) -> MeterState:
+def from_document(found: Mapping[str, Any]) -> MeterState:
+    """Take a state as JSON has it; what is missing or malformed raises KeyError, TypeError or ValueError."""
+    device = {name: found[name] for name in ("system_title", "suite")}
+    others = [_state(other | device) for other in found.get("associations", [])]
+    return _state(found, others)
+
+
+def _state(found: Mapping[str, Any], associations: Sequence[MeterState] = ()) -> MeterState:
     return MeterState(
-        SystemTitle.parse(document["system_title"]),
-        SecuritySuite(document["suite"]),
-        _keys(document["keys"]),
-        int(document.get("tx_ic", 1)),
-        int(document.get("rx_ic", 0)),
+        SystemTitle.parse(found["system_title"]),
+        SecuritySuite(found["suite"]),
+        _keys(found["keys"]),
+        int(found.get("tx_ic", 1)),
+        int(found.get("rx_ic", 0)),
         associations=list(associations),
-        **_rest(document),
+        **_rest(found),
     )
 
 
-def _keys(document: Mapping[str, str]) -> dict[KeyId, bytes]:
-    return {KeyId[name.upper()]: bytes.fromhex(value) for name, value in document.items()}
+def _keys(found: Mapping[str, str]) -> dict[KeyId, bytes]:
+    return {KeyId[name.upper()]: bytes.fromhex(value) for name, value in found.items()}
 
 
-def _rest(document: Mapping[str, Any]) -> dict[str, Any]:
+def _rest(found: Mapping[str, Any]) -> dict[str, Any]:
     readers: dict[str, Callable[[Any], Any]] = {
         "version": int,
         "policy": lambda value: None if value is None else int(value),
@@ -188,11 +196,11 @@ def _rest(document: Mapping[str, Any]) -> dict[str, Any]:
         "setup": int,
         "client": int,
     }
-    return {name: reader(document[name]) for name, reader in readers.items() if name in document}
+    return {name: reader(found[name]) for name, reader in readers.items() if name in found}
 
 
-def _counters(document: Mapping[str, int]) -> dict[str, int]:
-    return {str(name): int(value) for name, value in document.items()}
+def _counters(found: Mapping[str, int]) -> dict[str, int]:
+    return {str(name): int(value) for name, value in found.items()}
 
 
 def _octets(texts: list[str]) -> list[bytes]:
@@ -204,9 +212,9 @@ def _written(pairs: KeyPairs) -> dict[str, str]:
     return {str(int(kind)): pair.private_bytes(*form).hex() for kind, pair in pairs.items()}
 
 
-def _read(document: Mapping[str, str]) -> KeyPairs:
+def _read(found: Mapping[str, str]) -> KeyPairs:
     pairs: KeyPairs = {}
-    for kind, text in document.items():
+    for kind, text in found.items():
         pair = load_der_private_key(bytes.fromhex(text), None)
         if not isinstance(pair, ec.EllipticCurvePrivateKey):
             raise TypeError(kind)
