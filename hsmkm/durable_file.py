@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, RefusedError
 
 _TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_OF_EVERYBODY, _OF_ITS_OWNER = 0o666, 0o600
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -19,10 +20,21 @@ def replace_file(path: Path, data: bytes) -> None:
 
     What a crash leaves under the temporary name, the next who writes the same file takes over.
     """
+    _write(path, data, _OF_EVERYBODY)
+
+
+def create_secret_file(path: Path, data: bytes) -> None:
+    """Write a file as `replace_file` does that only its owner reads (mode 0600); RefusedError where there is one."""
+    _write(path, data, _OF_ITS_OWNER)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(temporary) as file:
+        with _held(temporary, mode) as file:
+            if mode == _OF_ITS_OWNER and os.path.lexists(path):
+                raise RefusedError(f"there is a file {path} already", hint="move it away to make a new one")
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -34,10 +46,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _held(temporary: Path) -> Iterator[BinaryIO]:
+def _held(temporary: Path, mode: int) -> Iterator[BinaryIO]:
     """Open an empty file that no other process writes; it is gone at the end unless it was renamed."""
     while True:
-        with os.fdopen(os.open(temporary, _TO_WRITE, 0o666), "wb") as file:
+        with os.fdopen(os.open(temporary, _TO_WRITE, mode), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_still(file, temporary):
                 continue  # whoever had the lock before renamed it

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from hsmkm.durable_file import replace_file
-from hsmkm.errors import InputError
+from hsmkm.durable_file import create_secret_file, replace_file
+from hsmkm.errors import InputError, RefusedError
 
 
 def test_what_a_crash_left_under_the_temporary_name_is_taken_over(tmp_path: Path) -> None:
@@ -42,3 +43,25 @@ def test_a_file_that_cannot_take_its_name_leaves_nothing_behind(tmp_path: Path) 
     with pytest.raises(InputError, match="cannot be written"):
         replace_file(tmp_path / "file", b"ours")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_file_is_made_once_for_its_owner_alone_and_what_a_crash_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".key.pem.new").touch(0o600)
+    create_secret_file(tmp_path / "key.pem", b"secret")
+    assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(RefusedError, match="already"):
+        create_secret_file(tmp_path / "key.pem", b"another")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key.pem": b"secret"}
+
+
+def test_nothing_has_a_name_before_it_is_whole_and_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    synced = os.fsync
+
+    def watched(descriptor: int) -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    create_secret_file(tmp_path / "key.pem", b"secret")
+    assert seen == [[".key.pem.new"], ["key.pem"]]

@@ -18,24 +18,18 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from hsmkm.errors import InputError, PolicyError, RefusedError
+from hsmkm.durable_file import create_secret_file
+from hsmkm.errors import InputError, PolicyError
 
 _OWNER_ONLY = 0o600
 _MAX_FILE = 16 << 10
 
 
 def create_tls_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Make a P-256 key in a new file of mode 0600; raise RefusedError where the file exists."""
+    """Make a P-256 key in a new file of mode 0600, whole or not there; raise RefusedError where the file exists."""
     key = ec.generate_private_key(ec.SECP256R1())
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _OWNER_ONLY)
-    except FileExistsError as error:
-        raise RefusedError(f"there is a TLS key at {path} already", hint="move it away to make a new one") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        file.flush()
-        os.fsync(file.fileno())
+    create_secret_file(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return key
 
 

@@ -149,6 +149,9 @@ class Keyring:
         return attributes.storage_key(guarded=kind == STORAGE and self._session.profile.guards.unwrap_template)
 
     def _create(self, kind: str, number: int) -> None:
+        """Make a key that is not there, and clear away what a crash left of it before."""
+        for left in [key for *name, key in self._objects() if name == [kind, number]]:
+            self._session.destroy(left)
         listed = self._attributes(kind) | {
             Attribute.LABEL: f"{kind}:{number}".encode(),
             Attribute.ID: self._session.cryptoki.random(ID_OCTETS),
@@ -168,6 +171,8 @@ class Keyring:
             generation = self._session.generation
             keys: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
             for kind, number, key in self._objects():
+                if not self._session.is_whole(key):
+                    continue
                 if number in keys[kind]:
                     raise IntegrityError(f"the token has two keys {kind}:{number}", hint="find out who made the second")
                 self._check(kind, number, key)
@@ -305,19 +310,16 @@ class KeyPairs:
         if self.exists(label):
             raise RefusedError(f"the token has a key {label}", hint="a key is never replaced under its own label")
         for left in (label, _at_birth(label)):
-            for of_class in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-                while (found := self._find(left, of_class)) is not None:
-                    self._session.destroy(found)
+            self.destroy(left)
 
     def exists(self, label: str) -> bool:
-        """Tell whether there is a private key of this label."""
-        return self._find(label, ObjectClass.PRIVATE_KEY) is not None
+        """Tell whether there is a private key of this label, which a token makes last and made to its end."""
+        return any(map(self._session.is_whole, self._objects(label, ObjectClass.PRIVATE_KEY)))
 
     def destroy(self, label: str) -> None:
-        """Destroy both halves of a key pair, where they exist."""
+        """Destroy both halves of a key pair, whole or not, where they exist."""
         for of_class in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-            found = self._find(label, of_class)
-            if found is not None:
+            for found in self._objects(label, of_class):
                 self._session.destroy(found)
 
     def public(self, label: str) -> ec.EllipticCurvePublicKey:
@@ -367,6 +369,11 @@ class KeyPairs:
         return found
 
     def _find(self, label: str, of_class: ObjectClass) -> int | None:
-        query = Template({Attribute.CLASS: int(of_class), Attribute.TOKEN: True, Attribute.LABEL: label.encode()})
-        found = self._session.cryptoki.find(query, 1)
+        found = self._objects(label, of_class)
+        if len(found) > 1:
+            raise TokenRefusedError(f"the token has two keys {label}", hint="find out who made the second")
         return found[0] if found else None
+
+    def _objects(self, label: str, of_class: ObjectClass) -> list[int]:
+        query = Template({Attribute.CLASS: int(of_class), Attribute.TOKEN: True, Attribute.LABEL: label.encode()})
+        return self._session.cryptoki.find(query, _MAX_TOKEN_KEYS)

@@ -179,6 +179,13 @@ class TokenSession:
             raise TokenRefusedError(f"the token copied a key with other attributes: {', '.join(wrong)}")
         return copy
 
+    def is_whole(self, number: int) -> bool:
+        """Tell whether the token made a key to its end: it sets CKA_LOCAL together with the value, after all else.
+
+        Killed before, SoftHSM leaves an object with its label and usages and no value. An imported key is not whole.
+        """
+        return Attribute.LOCAL.name in self.profile.unstored or any(self.cryptoki.read(number, Attribute.LOCAL))
+
     def destroy(self, number: int) -> None:
         """Destroy a token object, and its session copy with it."""
         copy = self._copies.pop((self.generation, number), None)

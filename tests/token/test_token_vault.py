@@ -16,7 +16,7 @@ from hsmkm.errors import (
     TokenRefusedError,
     TokenUnreachableError,
 )
-from hsmkm.token import attributes
+from hsmkm.token import attributes, curves
 from hsmkm.token.keyring import GAK_STORAGE, STORAGE
 from hsmkm.token.profile import load_profile
 from hsmkm.token.session import open_session
@@ -106,6 +106,32 @@ def test_making_the_keys_again_changes_nothing(vault: Vault) -> None:
     vault.create_keys()
     assert vault.mac(b"data") == mac
     assert (vault.integrity_key, vault.storage_key) == (1, 1)
+
+
+@pytest.mark.parametrize("profile_name", ["softhsm2"], indirect=True)
+def test_a_key_that_the_token_did_not_make_to_its_end_is_made_anew(vault: Vault) -> None:
+    """As a crash leaves it: with its label and usages, and without CKA_LOCAL, which comes with the value."""
+    session = vault.session
+    listed = {
+        STORAGE: attributes.storage_key(guarded=True),
+        "integrity": attributes.integrity_key(),
+        "signing": attributes.ec_private_key(Attribute.SIGN, on_token=True),
+    }
+    point = {Attribute.EC_PARAMS: curves.parameters("P-256"), Attribute.VALUE: bytes(31) + b"\x01"}
+    for kind, label in ((STORAGE, b"storage:2"), ("integrity", b"integrity:2"), ("signing", b"signing")):
+        value = point if kind == "signing" else {Attribute.VALUE: bytes(32)}
+        session.cryptoki.create(Template({**listed[kind], Attribute.LABEL: label, Attribute.ID: bytes(16), **value}))
+    assert vault.keyring.newest(STORAGE)[0] == 1
+    with pytest.raises(IntegrityError, match="has no key storage:2"):
+        vault.keyring.number(STORAGE, 2)
+    assert not vault.has_ec_key("signing")
+    vault.create_ec_key("signing", "P-256")
+    vault.keyring.create_up_to(2)
+    assert vault.keyring.newest(STORAGE)[0] == 2
+    assert vault.has_ec_key("signing")
+    of_both = Template({Attribute.TOKEN: True, Attribute.LABEL: b"storage:2"})
+    (made,) = session.cryptoki.find(of_both, 5)
+    assert session.is_whole(made)
 
 
 def test_a_storage_key_with_a_further_usage_is_not_worked_with(token_settings: TokenSettings) -> None:
