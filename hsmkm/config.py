@@ -26,6 +26,9 @@ ROLES = ("factory", "line", "utility", "concentrator", "authority", "third-party
 CONCENTRATOR_KINDS = ("relay", "client")
 PIN_SOURCES = ("env", "file", "fd", "credential", "command", "prompt")
 SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
+PARTY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+"""Without a slash: another party's group is named PARTY/NAME."""
+
 POLICY_ARC = re.compile(r"([01]\.([0-9]|[1-3][0-9])|2\.(0|[1-9][0-9]{0,9}))(\.(0|[1-9][0-9]{0,9})){1,20}")
 OFFICER_CHANGE = "officer-change"
 """Who may approve: changing that needs an approval as soon as anything does."""
@@ -68,6 +71,8 @@ class PartySettings:
         found = []
         if self.role not in ROLES:
             found.append(("role", f"unknown role {self.role!r}: use one of {', '.join(ROLES)}"))
+        if not PARTY_NAME.fullmatch(self.name):
+            found.append(("name", "a party name is of letters, digits, space, dot, dash, at most 64"))
         if not SYSTEM_TITLE.fullmatch(self.system_title):
             found.append(("system_title", "a system title is 16 capital hex digits, such as 5554490000000001"))
         found += [

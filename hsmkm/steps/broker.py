@@ -69,6 +69,7 @@ def _meter(tx: Transaction, header: Header, sender: str, named: str) -> Meter:
 
 
 def _noted(party: Party, meter: Meter, sender: str, apdu: bytes, header: Header) -> int:
+    """Record what is about to be carried, if it is permitted still: much can happen while a meter is waited for."""
     detail = {
         "from": sender,
         "transaction": header.transaction.hex(),
@@ -76,6 +77,7 @@ def _noted(party: Party, meter: Meter, sender: str, apdu: bytes, header: Header)
         "sha256": hashlib.sha256(apdu).hexdigest(),
     }
     with party.store.begin(FORWARD, meter.title, detail) as tx:
+        _meter(tx, header, _sender(tx, header, sender), meter.title)
         return intents.open(tx, meter.system_title, FORWARD, detail)
 
 

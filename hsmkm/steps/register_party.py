@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from hsmkm.config import SYSTEM_TITLE
+from hsmkm.config import PARTY_NAME, SYSTEM_TITLE
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.meter_model import FLAG_ID
 from hsmkm.pki.certificates import common_name, fingerprint, read_certificates
@@ -34,6 +34,8 @@ class PartyPlan:
 
 def register_party(party: Party, plan: PartyPlan) -> PartyRow:
     """Check and pin the certificates and store the party; RefusedError with every reason, InputError for bad words."""
+    if not PARTY_NAME.fullmatch(plan.name):
+        raise InputError(f"{plan.name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
     wrong = [flag for flag in plan.flags if not FLAG_ID.fullmatch(flag)]
     if wrong:
         raise InputError(f"{wrong[0]!r} is not a FLAG id", hint="three capital letters")

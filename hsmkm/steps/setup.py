@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hsmkm.config import SETTINGS_FILE, Settings, load_settings
+from hsmkm.config import PARTY_NAME, SETTINGS_FILE, Settings, load_settings
 from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, PolicyError, RefusedError
 from hsmkm.pki.slots import slots_for
@@ -98,7 +98,7 @@ def write_home(
     path = home / SETTINGS_FILE
     if path.exists():
         raise RefusedError(f"{path} exists", hint="choose another folder with --home, or edit the file")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
+    if not PARTY_NAME.fullmatch(name):
         raise InputError(f"{name!r} is not a party name", hint="letters, digits, space, dot, dash, at most 64")
     quoted = ", ".join(f'"{flag}"' for flag in flags)
     kind = load_profile(profile)

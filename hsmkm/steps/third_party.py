@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from hsmkm.dlms import axdr, general, xdlms
@@ -45,6 +44,7 @@ from hsmkm.steps.results import Protected, Reading, Wanted
 from hsmkm.store import intents, parties
 from hsmkm.store.intents import Intent
 from hsmkm.store.meter import Meter
+from hsmkm.store.store import Transaction
 
 APDU = "apdu"
 ANSWERED = "answered"
@@ -60,7 +60,7 @@ def protect(party: Party, name: str, wanted: Wanted, out: Path) -> Protected:
     with _end(party, find_meter(party, name), wanted) as end:
         apdu, asked = end.ask(GetRequest(_INVOKE, wanted.attribute), wanted.attribute)
         replace_file(out, apdu)
-    return Protected(end.meter.title, asked.transaction, out, len(apdu))
+    return Protected(end.meter.title, asked, out, len(apdu))
 
 
 def open_answer(party: Party, apdu: bytes) -> Reading:
@@ -72,11 +72,11 @@ def open_answer(party: Party, apdu: bytes) -> Reading:
     header = header_of(apdu)
     meter = find_meter(party, str(header.originator))
     with party.store.read() as tx:
-        asked = _asked(intents.listing(tx, meter.system_title, APDU), header)
+        asked = _asked(tx, meter, header.transaction.hex())
     attribute = AttributeRef.parse(str(asked.detail["attribute"]))
     wanted = Wanted(attribute, signed=bool(asked.detail["signed"]))
     with _end(party, meter, wanted) as end:
-        return end.reading(end.open(apdu, _Asked(asked.id, header.transaction.hex())), attribute)
+        return end.reading(end.open(apdu, header.transaction.hex()), attribute)
 
 
 def read_through(party: Party, name: str, wanted: Sequence[Wanted], through: str) -> list[Reading]:
@@ -109,9 +109,10 @@ def header_of(apdu: bytes) -> Header:
     return layer.header
 
 
-def _asked(listed: Sequence[Intent], header: Header) -> Intent:
+def _asked(tx: Transaction, meter: Meter, transaction: str) -> Intent:
     """Find the open request of a transaction; a request is answered once."""
-    found = [item for item in listed if item.detail.get("transaction") == header.transaction.hex()]
+    listed = intents.listing(tx, meter.system_title, APDU)
+    found = [item for item in listed if item.detail.get("transaction") == transaction]
     if not found:
         raise IntegrityError("the APDU answers no request of ours", hint="open the answer to what apdu protect wrote")
     if found[-1].outcome is not None:
@@ -126,14 +127,6 @@ def _data(answer: GetResult) -> axdr.Data:
     return answer.data
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request of ours: its intent in the store, and its transaction in hex."""
-
-    intent: int
-    transaction: str
-
-
 class _End:
     """Our end of a conversation with one meter: gives protected requests, and takes protected answers."""
 
@@ -144,30 +137,30 @@ class _End:
         self._transactions = StoredTransactions(speaking.party, speaking.meter.system_title)
         self.meter = speaking.meter
 
-    def ask(self, request: GetRequest, attribute: AttributeRef) -> tuple[bytes, _Asked]:
-        """Protect a request; that it was made is durable before it is given."""
+    def ask(self, request: GetRequest, attribute: AttributeRef) -> tuple[bytes, str]:
+        """Protect a request, and give its transaction in hex; that it was made is durable before it is given."""
         number = self._transactions.next().to_bytes(TRANSACTION_OCTETS, "big")
         header = Header(number, self._channel.own, self._channel.peer)
         apdu = self._channel.protect(request.encode(), self._demanded, Form.GENERAL, header)
         signed = bool(self._demanded & Protection.SIGNED)
         detail = {"transaction": number.hex(), "attribute": str(attribute), "signed": signed}
         with self._speaking.party.store.begin("apdu-protect", self.meter.title, detail) as tx:
-            intent = intents.open(tx, self.meter.system_title, APDU, detail)
-        return apdu, _Asked(intent, number.hex())
+            intents.open(tx, self.meter.system_title, APDU, detail)
+        return apdu, number.hex()
 
-    def open(self, apdu: bytes, asked: _Asked) -> GetResult | GetBlock:
+    def open(self, apdu: bytes, asked: str) -> GetResult | GetBlock:
         """Take every protection off an answer, and record that its request is answered."""
         opened = self._channel.unprotect(apdu)
         header = opened.header
         if header is None or opened.form is not Form.GENERAL or not opened.protection.covers(self._demanded):
             raise IntegrityError("the answer is protected less than the request demands")
-        if header.recipient != self._channel.own or header.transaction.hex() != asked.transaction:
+        if header.recipient != self._channel.own or header.transaction.hex() != asked:
             raise IntegrityError("the answer is not for us, or that of another transaction")
         answer = xdlms.parse_response(opened.apdu)
         if not isinstance(answer, GetResult | GetBlock) or answer.invoke != _INVOKE:
             raise ProtocolError("the answer is that of another service")
-        with self._speaking.party.store.begin("apdu-open", self.meter.title, {"transaction": asked.transaction}) as tx:
-            intents.outcome(tx, asked.intent, ANSWERED)
+        with self._speaking.party.store.begin("apdu-open", self.meter.title, {"transaction": asked}) as tx:
+            intents.outcome(tx, _asked(tx, self.meter, asked).id, ANSWERED)
         return answer
 
     def reading(self, answer: GetResult | GetBlock, attribute: AttributeRef) -> Reading:

@@ -388,6 +388,12 @@ def test_purposes_go_only_where_they_belong(realm: Realm) -> None:
     }
 
 
+def test_a_name_that_could_be_that_of_a_group_is_not_registered(realm: Realm) -> None:
+    plan = PartyPlan("line/street-1", "line", (), "", "", realm.folder / "certificates" / "line")
+    with realm.open("utility") as party, pytest.raises(InputError, match="'line/street-1' is not a party name"):
+        register_party(party, plan)
+
+
 def test_a_certificate_folder_of_a_stranger_is_not_registered(realm: Realm, tmp_path: Path) -> None:
     folder = tmp_path / "stranger"
     shutil.copytree(realm.folder / "certificates" / "line", folder)

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import pytest
 
 from hsmkm.dlms import general
+from hsmkm.dlms.channel import Channel, Opened
 from hsmkm.dlms.general import AgreedKey, GeneralCiphering, GeneralSigning
 from hsmkm.dlms.types import AttributeRef, LogicalName, SecuritySuite
 from hsmkm.errors import HsmkmError, InputError, IntegrityError, PolicyError, ProtocolError, RefusedError
 from hsmkm.link.client import Client, MeterRefusedError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.simulator.session import Session
+from hsmkm.steps import broker, third_party
 from hsmkm.steps.broker import forward
-from hsmkm.steps.communicate import active_key_set, associated, conversation, find_meter, read
+from hsmkm.steps.communicate import Conversation, active_key_set, associated, conversation, find_meter, read
 from hsmkm.steps.credentials import Pair
 from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import introduce
@@ -290,6 +292,47 @@ def test_a_party_without_a_permission_is_not_carried(realm: Realm) -> None:
                 export(party, "distribution", THIRD, (TITLE,), None)
             permit(party, TITLE, THIRD)
         assert opened(reach, carry(reach, request)) == VALUE
+
+
+def test_a_permission_that_is_withdrawn_while_the_meter_is_waited_for_carries_nothing(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reached(realm, 1) as reach:
+        request = ask(reach)
+
+        @contextmanager
+        def slow(speaking: Conversation, pair: Pair) -> Iterator[Client]:
+            with associated(speaking, pair) as client:
+                withdraw(speaking.party, TITLE, THIRD)
+                yield client
+
+        with monkeypatch.context() as patched:
+            patched.setattr(broker, "associated", slow)
+            with pytest.raises(PolicyError, match=f"{THIRD} may not reach"):
+                carry(reach, request)
+        with realm.open("utility") as party:
+            permit(party, TITLE, THIRD)
+            with party.store.read() as tx:
+                assert intents.listing(tx, bytes.fromhex(TITLE), broker.FORWARD) == []
+        assert opened(reach, carry(reach, request)) == VALUE
+
+
+def test_an_answer_that_another_process_opens_meanwhile_is_not_opened_twice(
+    reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = carry(reach, ask(reach))
+    unprotect = Channel.unprotect
+    with reach.realm.open(THIRD) as party:
+
+        def raced(channel: Channel, apdu: bytes) -> Opened:
+            with party.store.begin("test-race", TITLE, {}) as tx:
+                (waiting,) = intents.unfinished(tx, bytes.fromhex(TITLE))[-1:]
+                intents.outcome(tx, waiting.id, third_party.ANSWERED)
+            return unprotect(channel, apdu)
+
+        monkeypatch.setattr(Channel, "unprotect", raced)
+        with pytest.raises(IntegrityError, match="answered before"):
+            third_party.open_answer(party, answer)
 
 
 def test_a_strange_third_party_is_refused_by_broker_and_meter(reach: Reach) -> None:
