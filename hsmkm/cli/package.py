@@ -16,12 +16,12 @@ from hsmkm.steps.results import Taken
 if TYPE_CHECKING:
     from hsmkm.packages import receive as reading
     from hsmkm.pki import certificates
-    from hsmkm.steps import deliver, party, receive
+    from hsmkm.steps import deliver, party, receive, tell
     from hsmkm.store import packages
 else:
     (reading,) = deferred("hsmkm.packages", "receive")
     (certificates,) = deferred("hsmkm.pki", "certificates")
-    deliver, party, receive = deferred("hsmkm.steps", "deliver", "party", "receive")
+    deliver, party, receive, tell = deferred("hsmkm.steps", "deliver", "party", "receive", "tell")
     (packages,) = deferred("hsmkm.store", "packages")
 
 app = typer.Typer(help="Key packages between parties, and their receipts.", no_args_is_help=True)
@@ -78,6 +78,7 @@ def receipt(
             _show_taken(worker.call(receive.receipt_of, package))
             return
         record, replayed = worker.call(deliver.accept_receipt, receive.read_package(Path(package)))
+        worker.call(tell.tell_of_receipt, record.id)
     if replayed:
         talk("this receipt was kept before")
     show([{"package": record.id, "to": record.peer, "state": record.state}], ("package", "to", "state"))

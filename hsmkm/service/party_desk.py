@@ -18,6 +18,7 @@ from hsmkm.steps import deliver, suspicions
 from hsmkm.steps.broker import forward
 from hsmkm.steps.certify import own_chain
 from hsmkm.steps.party import Party
+from hsmkm.steps.tell import tell_of_receipt
 from hsmkm.store import packages, parties
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.token.standing import StandingWorker
@@ -73,7 +74,15 @@ class PartyDesk:
         except (InputError, IntegrityError, RefusedError) as error:
             reasons = error.reasons if isinstance(error, RefusedError) and error.reasons else (error.message,)
             return ReceiptOutcome(ReceiptResult.REFUSED, reasons)
+        self._tell(package_id)
         return ReceiptOutcome(ReceiptResult.REPLAYED if replayed else ReceiptResult.ACCEPTED)
+
+    def _tell(self, package_id: str) -> None:
+        """Send what concentrators are owed after a receipt; the receipt is kept already, and what fails stays owed."""
+        try:
+            self.worker.call(tell_of_receipt, package_id, deadline=ANSWER_SECONDS)
+        except HsmkmError as error:
+            logger.warning("concentrators wait for notices after the receipt of package %s: %s", package_id, error)
 
     def refusals(self) -> Mapping[str, int]:
         """Count the suspicious answers of meters that were refused, by kind, as the audit log has them."""

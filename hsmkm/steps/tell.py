@@ -16,7 +16,7 @@ from hsmkm.steps.deliver import send
 from hsmkm.steps.notices import NOTICE
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Sent
-from hsmkm.store import intents, meters
+from hsmkm.store import intents, meters, packages
 from hsmkm.store.intents import Intent
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Transaction
@@ -34,6 +34,13 @@ def tell(party: Party) -> list[Sent]:
         purpose = Purpose.ACTIVATION if item.detail["keys"] else Purpose.DISTRIBUTION
         parcels[str(item.detail["to"]), purpose].append(item)
     return [_send(party, purpose, to, items) for (to, purpose), items in parcels.items()]
+
+
+def tell_of_receipt(party: Party, package_id: str) -> list[Sent]:
+    """Send every notice that is owed, if the receipt of this package can have made one: that of a transfer."""
+    with party.store.read() as tx:
+        package = packages.get(tx, package_id)
+    return tell(party) if package is not None and package.purpose == Purpose.TRANSFER.value else []
 
 
 def _send(party: Party, purpose: Purpose, to: str, items: Sequence[Intent]) -> Sent:
