@@ -35,10 +35,10 @@ from hsmkm.packages.content import Peer
 from hsmkm.packages.fields import time_text
 from hsmkm.packages.registry import PACKAGE_SIGNING
 from hsmkm.packages.send import Signatory
-from hsmkm.pki.certificates import public_key
+from hsmkm.pki.certificates import public_key, read_certificates
 from hsmkm.pki.slots import P256, P384, Slot
 from hsmkm.steps.approve import require_approval
-from hsmkm.steps.certify import own_path
+from hsmkm.steps.certify import AUTHORITY_PROFILES, own_path
 from hsmkm.steps.deliver import PARTIAL, outbox, signatory
 from hsmkm.steps.party import Party, token_settings, utc_now
 from hsmkm.steps.results import Backup
@@ -54,6 +54,7 @@ FOLDERS = ("certificates", "trust", "packages", "receipts", "records", "approval
 
 COPY = ".backup"
 RESTORE = "store-restore"
+RESTORE_TOKEN = "restore the token first, by its vendor's means"  # noqa: S105 - a hint
 STAGING = ".restore"
 MOVING = "moving"
 TOKEN = "token"  # noqa: S105 - the name of a folder
@@ -142,6 +143,7 @@ def restore(home: Path, path: Path, actor: str, approval: str | None = None) -> 
             with open_session(token_settings(replace(settings, home=home))) as session:
                 vault = Vault(session)
                 _check_token(opened, vault, staging / "home" / DATABASE)
+                _check_authorities(vault, staging / "home" / "certificates")
                 _record(opened, settings, (session, vault, actor), approval)
             _put_in_place(home, staging)
         finally:
@@ -194,6 +196,18 @@ def _check_token(opened: Archive, vault: Vault, database: Path) -> None:
             vault.keyring.number(kind, number)
 
 
+def _check_authorities(vault: Vault, folder: Path) -> None:
+    """See that the token has the key of each authority that the backup has a certificate of."""
+    reasons = []
+    for name in AUTHORITY_PROFILES:
+        if (path := folder / f"{name}.pem").is_file():
+            key, label = public_key(read_certificates(path)[0]), f"ca:{name}"
+            if not vault.has_ec_key(label) or vault.public_key(label) != key:
+                reasons.append(f"the key of {name} is not in it")
+    if reasons:
+        raise RefusedError("the token is not that of these authorities", reasons, hint=RESTORE_TOKEN)
+
+
 def _record(
     opened: Archive, settings: Settings, at_work: tuple[TokenSession, Vault, str], approval: str | None
 ) -> None:
@@ -215,9 +229,7 @@ def check_own_signature(vault: Vault, signed: Signed) -> None:
     """Raise RefusedError unless a package-signing key of this token made a signature."""
     key = public_key(signed.signer)
     if not any(vault.has_ec_key(label) and vault.public_key(label) == key for label in PACKAGE_SIGNING):
-        raise RefusedError(
-            "the backup was not signed by this token", hint="restore the token first, by its vendor's means"
-        )
+        raise RefusedError("the backup was not signed by this token", hint=RESTORE_TOKEN)
 
 
 def _put_in_place(home: Path, staging: Path) -> None:

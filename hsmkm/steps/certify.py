@@ -48,6 +48,8 @@ Approved = Callable[[Transaction], None]
 """Uses up what approves an authority, in the transaction that records its certificate."""
 
 AUTHORITY_PROFILES = ("root", "issuing", "package-issuing", "officer-issuing")
+HOUSEKEEPING = Slot("package-signing")
+"""The key of an authority that is for its own home; its authorities' keys sign certificates and lists, nothing else."""
 
 
 def create_root(party: Party, name: str, curve: str, approval: str = "") -> Made:
@@ -223,7 +225,12 @@ def request_slots(party: Party, slots: Iterable[Slot], names: tuple[str, ...], o
 
 
 def requested_slots(party: Party) -> list[Slot]:
-    """List the slots that the settings name and the token is made for: a home from before suite 2 has none on P-384."""
+    """List the slots that the settings name and the token is made for: a home from before suite 2 has none on P-384.
+
+    An authority signs backups and checkpoints of its home, no package and no APDU, and so has one slot alone.
+    """
+    if party.settings.party.role == "authority":
+        return [HOUSEKEEPING]
     wanted = slots_for(party.settings.party.suites)
     return [one for one in wanted if one.curve != P384 or party.vault.has_ec_key(Slot("package-signing", P384).name)]
 
@@ -236,6 +243,8 @@ def _request(party: Party, one: Slot, subject: str, names: tuple[str, ...]) -> b
         path = party.home / "tls" / "key.pem"
         signer = load_tls_key(path) if path.exists() else create_tls_key(path)
         return _pem(build_request(signer, one.profile, subject, names))
+    if party.settings.party.role == "authority" and not party.vault.has_ec_key(one.name):
+        party.vault.create_ec_key(one.name, one.curve)
     return _pem(build_request(TokenSigner(party.vault, one.name), one.profile, subject))
 
 
