@@ -28,6 +28,7 @@ from hsmkm.token.workers import Worker
 from tests.field import wait_until
 from tests.realm import ACTOR, Realm, copy_realm
 
+LATE = b"MMM\x00\x00\x00\x00\x63"
 TABLES = ("models", "group_keys", "key_sets")
 
 
@@ -207,7 +208,7 @@ def test_an_unfinished_rotation_retires_nothing(delivered: Realm) -> None:
 
 def seal_and_store_later(party: Party, sealed: Path, rotated: Path) -> int:
     """Make a key set, and store it when others have rotated."""
-    meter = Meter(b"MMM\x00\x00\x00\x00\x63", "99", "virtual", 0)
+    meter = Meter(LATE, "99", "virtual", 0)
     keys = tuple(born(party, role) for role in KeyRole)
     sealed.touch()
     wait_until(rotated.exists)
@@ -249,6 +250,32 @@ def test_a_process_that_began_earlier_ends_its_call_under_the_old_keys_and_then_
         assert service.call(touched) == 2
         assert service.call(attest.check_store) == []
         assert operator.call(opens, 99)
+
+
+@pytest.mark.slow
+def test_what_was_sealed_under_keys_that_were_retired_meanwhile_is_not_stored(delivered: Realm, tmp_path: Path) -> None:
+    home = delivered.home("factory")
+    with Worker(open_party, home, ACTOR) as service, Worker(open_party, home, ACTOR) as operator:
+        assert service.call(touched) == 1
+        with ThreadPoolExecutor(1) as pool:
+            later = pool.submit(service.call, seal_and_store_later, tmp_path / "sealed", tmp_path / "retired")
+            wait_until((tmp_path / "sealed").exists)
+            operator.call(rotate.rotate)
+            assert len(operator.call(rotate.retire)) == 3
+            (tmp_path / "retired").touch()
+            with pytest.raises(TokenUnreachableError, match="retired"):
+                later.result()
+        assert operator.call(titles_under) == {2}
+        assert operator.call(attest.verify_audit, ()) == []
+    with Worker(open_party, home, ACTOR) as again:
+        assert again.call(touched) == 2
+
+
+def titles_under(party: Party) -> set[int]:
+    """The storage keys of all key sets; the meter whose keys came too late has none."""
+    with party.store.read() as tx:
+        assert meters.get(tx, LATE) is None
+    return under(party)
 
 
 def opens(party: Party, serial: int) -> bool:
