@@ -7,15 +7,13 @@ authenticated answer. Receive counters are durable, so an older answer replayed 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hsmkm.config import load_model
@@ -35,15 +33,23 @@ from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.resting import refuse_resting
 from hsmkm.steps.results import Reading
+from hsmkm.steps.stored_counters import (
+    LEASE_SECONDS,
+    Ahead,
+    StoredCounter,
+    StoredReceiveCounter,
+    heard_under,
+    next_value_of,
+)
 from hsmkm.steps.suspicions import refusals_recorded
 from hsmkm.store import counters, in_force, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
 from hsmkm.store.meters import Meter
+from hsmkm.store.store import Transaction
 from hsmkm.token.types import KeyRole
 
 CHALLENGE_OCTETS = 16
-LEASE_SECONDS = 300
 ENDED = ("Z", "X")
 """States of a process that has ended and is not yet waited for (proc(5))."""
 
@@ -67,6 +73,9 @@ class Conversation:
     lease: Lease
     dial: Dial
     is_first: bool = True
+    ahead: Ahead = field(default_factory=Ahead)
+    defers: bool = False
+    """Whether the meter's counters become durable with the next transaction of the work (`settle`), and not at once."""
 
     @property
     def association(self) -> str:
@@ -96,6 +105,15 @@ class Conversation:
     def ref(self, generation: int) -> KeySetRef:
         """Name a generation of this association's key sets."""
         return KeySetRef(self.meter.system_title, self.setup, self.client, generation)
+
+    def settle(self, tx: Transaction) -> None:
+        """Make durable what the meter's counters have risen to since the last time.
+
+        Together with, or before, all that follows from its answers; IntegrityError where another took them meanwhile.
+        """
+        while self.ahead.heard:
+            identity, (first, last) = self.ahead.heard.popitem()
+            counters.accept_received(tx, identity, self.meter.system_title, first, last)
 
 
 def find_meter(party: Party, name: str) -> Meter:
@@ -136,11 +154,15 @@ def _leased(
     with party.store.count() as tx:
         refuse_resting(meters.require(tx, meter.system_title))
         lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
+    held: tuple[Conversation, ...] = ()
     try:
         reached = reach or dial(party, meter)
-        yield tuple(Conversation(party, meter, model, lease, reached, model.place == first) for model in every)
+        held = tuple(Conversation(party, meter, model, lease, reached, model.place == first) for model in every)
+        yield held
     finally:
         with party.store.count() as tx:
+            for speaking in held:
+                speaking.settle(tx)
             leases.release(tx, lease)
 
 
@@ -199,64 +221,6 @@ def split_listen(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class StoredCounter:
-    """The invocation counter of one key and our title; blocks of it are durable before their first value is used."""
-
-    def __init__(self, speaking: Conversation, identity: bytes) -> None:
-        self._speaking = speaking
-        self._identity = identity
-        self._block: deque[int] = deque()
-        self._last = 0
-        self.hint: int | None = None
-
-    def next(self) -> int:
-        """Give the next value; RefusedError when the counter is used up or the lease is lost."""
-        if not self._block:
-            self._block.extend(self._reserve())
-        self._last = self._block.popleft()
-        return self._last
-
-    def try_hint(self, hint: int) -> None:
-        """Go on above what the meter told in clear, without believing it yet."""
-        self.hint = hint
-        self._block.clear()
-
-    def _reserve(self) -> range:
-        speaking, party = self._speaking, self._speaking.party
-        count, title = party.settings.dlms.counter_block, speaking.client_title
-        with party.store.count() as tx:
-            leases.renew(tx, speaking.lease, LEASE_SECONDS, utc_now())
-            if self.hint is None:
-                return counters.reserve(tx, self._identity, title, count, speaking.lease)
-            jump = party.settings.policy.max_counter_jump
-            return counters.reserve_trial(tx, self._identity, title, self.hint, count, jump, speaking.lease)
-
-    def authenticated(self) -> None:
-        """Believe the hint: an answer that its keys protect came to a value above it."""
-        if self.hint is None:
-            return
-        speaking = self._speaking
-        with speaking.party.store.count() as tx:
-            counters.confirm_trial(tx, self._identity, speaking.client_title, self._last)
-        self.hint = None
-        self._block.clear()
-
-
-class StoredReceiveCounter:
-    """The lowest acceptable counter of the meter under one key, durable."""
-
-    def __init__(self, speaking: Conversation, identity: bytes) -> None:
-        self._speaking = speaking
-        self._identity = identity
-
-    def accept(self, value: int) -> None:
-        """Take the counter of an authenticated answer; IntegrityError for a replay."""
-        speaking = self._speaking
-        title = speaking.meter.system_title
-        with speaking.party.store.count() as tx:
-            counters.accept_received(tx, self._identity, title, value)
-
-
 def _uncounted() -> None:
     """Spend nothing: only the work on a meter in doubt has a limit of attempts."""
 
@@ -295,10 +259,8 @@ def _associate(
     if Form(speaking.model.protection.form) is Form.GENERAL:
         terms = _general_terms(speaking, pair, Traffic(opened.key, counter, StoredReceiveCounter(speaking, identity)))
         opened = replace(opened, general=stack.enter_context(general_keys(speaking.party, terms)))
-    with speaking.party.store.read() as tx:
-        known = counters.current(tx, identity, speaking.client_title)
-    next_value = known.next if known else 1
-    if known is None:
+    next_value = next_value_of(speaking, identity)
+    if next_value == 1:
         _take_hint(speaking, counter, next_value)
     spend()
     try:
@@ -354,7 +316,7 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
         suite=SecuritySuite(pair.guek.suite),
         key=opened.key,
         counter=counter,
-        receive_counter=StoredReceiveCounter(speaking, _heard_under(speaking, pair.guek)),
+        receive_counter=StoredReceiveCounter(speaking, heard_under(speaking, pair.guek)),
         challenge=secrets.token_bytes(CHALLENGE_OCTETS),
         password=opened.password,
         secret=opened.secret,
@@ -367,18 +329,6 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
         key_source=opened.general,
         transactions=StoredTransactions(speaking.party, speaking.meter.system_title),
     )
-
-
-def _heard_under(speaking: Conversation, key_set: KeySet) -> bytes:
-    """Name the meter's counter under a GUEK, 16 octets.
-
-    A model's initial GUEK may be that of several associations, and the meter counts in each of them apart.
-    """
-    identity = key_set.key(KeyRole.GUEK).identity
-    if key_set.ref.generation or speaking.is_first:
-        return identity
-    place = bytes([speaking.setup]) + speaking.client.to_bytes(2, "big")
-    return hashlib.sha256(identity + place).digest()[: len(identity)]
 
 
 def _take_hint(speaking: Conversation, counter: StoredCounter, next_value: int) -> bool:
@@ -435,7 +385,7 @@ def read(party: Party, name: str, attributes: tuple[AttributeRef, ...], associat
     meter = find_meter(party, name)
     with conversation(party, meter, association) as speaking:
         key_set = active_key_set(party, meter, speaking.model)
-        with associated(speaking, Pair.in_force(key_set)) as client:
+        with associated(replace(speaking, defers=True), Pair.in_force(key_set)) as client:
             found = [Reading(attribute, client.get(attribute)) for attribute in attributes]
     title = meter.system_title.hex().upper()
     with party.store.begin("meter-read", title, {"attributes": [str(item) for item in attributes]}):

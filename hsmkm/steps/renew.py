@@ -52,11 +52,12 @@ from hsmkm.steps.distribute import ACTIVATION, activate, announce, owe_activatio
 from hsmkm.steps.group_members import own_roles, refuse_left, resealed
 from hsmkm.steps.into_force import refuse_part, switch
 from hsmkm.steps.notices import NOTICE
-from hsmkm.steps.party import Party
+from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Outcome
 from hsmkm.steps.secret_change import secret_request
 from hsmkm.steps.stages import Stage, plan, with_probe
-from hsmkm.store import counters, in_force, intents, key_sets, renewals, urgent
+from hsmkm.steps.stored_counters import LEASE_SECONDS, look_ahead
+from hsmkm.store import counters, in_force, intents, key_sets, leases, renewals, urgent
 from hsmkm.store.groups import GroupKeys
 from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NUMBERS
 from hsmkm.store.key_sets import KeySet, StoredKey
@@ -95,6 +96,8 @@ class Work:
     current: KeySet
     fresh: KeySet
     refused_in_a_row: int = 0
+    proved: bool = False
+    """Whether an association, or the probe, proved the last stage, and no transaction says so yet."""
 
     @property
     def party(self) -> Party:
@@ -127,7 +130,8 @@ class Work:
         return Outcome(self.title, state, key_set.ref.generation, detail, association=self.speaking.association)
 
     def advance(self, tx: Transaction, state: RenewalState, stage: str | None = None) -> None:
-        """Move the renewal on within a transaction."""
+        """Move the renewal on within a transaction, which makes durable what led to it."""
+        self.speaking.settle(tx)
         renewals.advance(tx, self.renewal.id, state, self.renewal.stage if stage is None else stage)
         self.renewal = renewals.get(tx, self.renewal.id)
 
@@ -231,7 +235,9 @@ def prepare(
         if shared is not None:
             refuse_left(tx, current.ref, shared)
         fresh = add_generation(tx, speaking, current, keys, KeyState.PRE_ACTIVE)
-        begin_counter(tx, speaking, current, fresh)
+        if begin_counter(tx, speaking, current, fresh):
+            look_ahead(tx, speaking, fresh)
+        look_ahead(tx, speaking, current)
         renewal = start(tx, speaking, current, fresh, roles)
     return Work(speaking, renewal, current, fresh)
 
@@ -275,15 +281,20 @@ def add_generation(
     return made
 
 
-def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet) -> None:
-    """Start the fresh GUEK's counter where the meter expects it: above the current one's, unless it restarts."""
+def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet) -> bool:
+    """Start the fresh GUEK's counter where the meter expects it: above the current one's, unless it restarts.
+
+    False where it was left as it is.
+    """
     old, new = current.key(KeyRole.GUEK), fresh.key(KeyRole.GUEK)
     if old.identity == new.identity or speaking.model.counter.reset_on_key_change:
-        return
+        return False
     counter = counters.current(tx, old.identity, speaking.client_title)
-    if counter is not None:
-        value = counter.next + TRANSFER_BLOCKS * speaking.party.settings.dlms.counter_block
-        counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=min(value, counters.LAST))
+    if counter is None:
+        return False
+    value = counter.next + TRANSFER_BLOCKS * speaking.party.settings.dlms.counter_block
+    counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=min(value, counters.LAST))
+    return True
 
 
 def carry_out(
@@ -325,6 +336,7 @@ def _switch_meter(work: Work, *, prove_refusal: bool) -> Outcome:
     try:
         _run_stages(work)
         if prove_refusal:
+            _record_proof(work)
             prove_old_refused(work)
     except (RefusedError, TransportError, ProtocolError, IntegrityError) as error:
         _leave(work, error)
@@ -332,31 +344,34 @@ def _switch_meter(work: Work, *, prove_refusal: bool) -> Outcome:
 
 
 def _run_stages(work: Work) -> None:
+    speaking = replace(work.speaking, defers=True)
     pair = Pair.of(work.current)
     last: Stage | None = None
     for stage in work.stages:
-        with associated(work.speaking, pair) as client:
-            _confirm(work, last)
+        with associated(speaking, pair) as client:
+            if last is not None and last.proved_by_association:
+                work.proved = True
+                _record_proof(work)
             _send(work, client, stage)
         pair, last = stage.pair_after(pair, work.fresh), stage
     if last is not None and last.proved_by_association:
-        with associated(work.speaking, pair):
-            _confirm(work, last)
-    else:
+        with associated(speaking, pair):
+            pass
+    work.proved = True
+
+
+def _record_proof(work: Work) -> None:
+    if work.proved:
         with work.party.store.begin("renewal-verified", work.title, {"stage": work.renewal.stage}) as tx:
             work.advance(tx, RenewalState.VERIFIED)
-
-
-def _confirm(work: Work, stage: Stage | None) -> None:
-    if stage is not None and stage.proved_by_association:
-        with work.party.store.begin("renewal-verified", work.title, {"stage": stage.name}) as tx:
-            work.advance(tx, RenewalState.VERIFIED)
+        work.proved = False
 
 
 def _send(work: Work, client: Client, stage: Stage) -> None:
     send = _request(work, stage)
     detail = {**work.speaking.place, "stage": stage.name, "generation": work.fresh.ref.generation}
     with work.party.store.begin("key-transfer", work.title, detail) as tx:
+        leases.renew(tx, work.speaking.lease, LEASE_SECONDS, utc_now())
         work.advance(tx, RenewalState.SENT, stage.name)
         intent = intents.open(tx, work.speaking.meter.system_title, KEY_TRANSFER, detail)
     send(client)
@@ -437,8 +452,11 @@ def close_intents(tx: Transaction, system_title: bytes) -> None:
 
 
 def complete(work: Work) -> Outcome:
-    """Put the fresh generation in force, in one transaction."""
-    with work.party.store.begin("renewal-active", work.title, {"generation": work.fresh.ref.generation}) as tx:
+    """Put the fresh generation in force, in one transaction, which also records the proof where none did."""
+    detail = {"generation": work.fresh.ref.generation} | ({"verified": work.renewal.stage} if work.proved else {})
+    with work.party.store.begin("renewal-active", work.title, detail) as tx:
+        if work.proved:
+            work.advance(tx, RenewalState.VERIFIED)
         usable = switch(tx, work.current, work.fresh)
         work.advance(tx, RenewalState.ACTIVE)
         if usable:

@@ -30,8 +30,6 @@ from hsmkm.pki.profiles import DIGITAL_SIGNATURE
 from hsmkm.pki.slots import Slot, curve_for
 from hsmkm.steps.communicate import (
     Conversation,
-    StoredCounter,
-    StoredReceiveCounter,
     active_key_set,
     conversation,
     find_meter,
@@ -41,6 +39,7 @@ from hsmkm.steps.credentials import TokenSigningKey, meter_key, policy_of
 from hsmkm.steps.general_keys import CHOICES, StoredTransactions, Terms, general_keys
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Protected, Reading, Wanted
+from hsmkm.steps.stored_counters import StoredCounter, StoredReceiveCounter
 from hsmkm.store import intents, parties
 from hsmkm.store.intents import Intent
 from hsmkm.store.meter import Meter

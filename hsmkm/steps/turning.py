@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hsmkm.steps.communicate import LEASE_SECONDS, is_gone, this_process
+from hsmkm.steps.communicate import is_gone, this_process
 from hsmkm.steps.group_members import leave
 from hsmkm.steps.party import utc_now
+from hsmkm.steps.stored_counters import LEASE_SECONDS
 from hsmkm.store import groups, in_force, key_sets, key_states, leases
 from hsmkm.store.groups import MemberState, Renewal
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState

@@ -148,25 +148,31 @@ def current(tx: Transaction, identity: bytes, client_title: bytes) -> Counter | 
     return None if row is None else _counter(row, 1)
 
 
-def accept_received(tx: Transaction, identity: bytes, server_title: bytes, value: int) -> None:
+def accept_received(tx: Transaction, identity: bytes, server_title: bytes, value: int, last: int | None = None) -> None:
     """Take note of the counter of an answer whose tag was verified; the same or a lower one is never accepted again.
 
-    Raises IntegrityError for a value below the lowest acceptable: the answer is a recording.
+    Of several answers it is the first one's, and `last` that of the last. Raises IntegrityError for a value below the
+    lowest acceptable: the answer is a recording.
     """
-    if not 0 <= value <= LAST:
+    after = (value if last is None else last) + 1
+    if not 0 <= value < after <= LAST + 1:
         raise IntegrityError("an invocation counter has 4 octets")
     row = RECEIVE_ROWS.fetch(tx, identity=identity, server_title=server_title)
-    lowest = 0 if row is None else row["lowest"]
+    refuse_repeated(server_title, value, 0 if row is None else row["lowest"])
+    if row is None:
+        _check_names(identity, server_title)
+        RECEIVE_ROWS.insert(tx, {"identity": identity, "server_title": server_title, "lowest": after})
+    else:
+        RECEIVE_ROWS.replace(tx, row, {"lowest": after})
+
+
+def refuse_repeated(server_title: bytes, value: int, lowest: int) -> None:
+    """Raise IntegrityError for the counter of an answer that is below the lowest acceptable one."""
     if value < lowest:
         raise RepeatedCounterError(
             f"an answer of {server_title.hex().upper()} carries counter {value}, below {lowest}",
             hint="it was recorded earlier, or the meter's counter went back",
         )
-    if row is None:
-        _check_names(identity, server_title)
-        RECEIVE_ROWS.insert(tx, {"identity": identity, "server_title": server_title, "lowest": value + 1})
-    else:
-        RECEIVE_ROWS.replace(tx, row, {"lowest": value + 1})
 
 
 def lowest_received(tx: Transaction, identity: bytes, server_title: bytes) -> int:
