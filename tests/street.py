@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -64,11 +64,11 @@ class Street:
 
 
 @contextmanager
-def open_street(realm: Realm, name: str = "factory") -> Iterator[Street]:
+def open_street(realm: Realm, name: str = "factory", serials: Sequence[int] = SERIALS) -> Iterator[Street]:
     """Let a party speak with its meters; its store must be in order at the end."""
     with ExitStack() as stack:
         found = Street(stack.enter_context(realm.open(name)), stack)
-        for serial in SERIALS:
+        for serial in serials:
             path = state_path(realm, serial)
             found.serve(title_of(serial), Meter(load(path), save=save_to(path)))
         yield found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
+from hsmkm.cli.ending import Interruption
 from hsmkm.cli.frame import party_worker, talk
 from hsmkm.cli.outcomes import show_outcomes
 from hsmkm.cli.reference import In
@@ -19,12 +20,14 @@ from hsmkm.store.key_set import ROLE_NAMES
 from hsmkm.token.types import KeyRole, MeterRole
 
 if TYPE_CHECKING:
-    from hsmkm.steps import agree, urgent
+    from hsmkm.steps import agree, renew_many, urgent
     from hsmkm.steps import renew as renew_step
     from hsmkm.steps import resolve as resolve_step
     from hsmkm.steps.party import Party
 else:
-    agree, renew_step, resolve_step, urgent = deferred("hsmkm.steps", "agree", "renew", "resolve", "urgent")
+    agree, renew_many, renew_step, resolve_step, urgent = deferred(
+        "hsmkm.steps", "agree", "renew_many", "renew", "resolve", "urgent"
+    )
 
 
 class By(StrEnum):
@@ -61,10 +64,11 @@ def renew(
         bool, typer.Option("--urgent", help="In place of meters: all keys that somebody knows and must not.")
     ] = False,
 ) -> None:
-    """Renew keys of meters over DLMS.
+    """Renew keys of meters over DLMS, several at a time.
 
-    Each is verified by a new association. With --urgent what is compromised, or was known to somebody who left, is
-    renewed as far as it waits for it: meters and broadcast groups, resolved before where they are in doubt.
+    Each is verified by a new association. Ctrl-C ends the work when the meters that are under way
+    are done. With --urgent what is compromised, or was known to somebody who left, is renewed as
+    far as it waits for it: meters and broadcast groups, resolved before where they are in doubt.
 
     A meter whose state is in doubt afterwards is listed as unknown and the exit code is 7; `hsmkm resolve` finishes it.
     """
@@ -73,9 +77,20 @@ def renew(
         return
     roles = _roles(keys) if keys else BY_DEFAULT[by]
     names = meter_names(meters, file)
+    ending = Interruption()
     with party_worker() as worker:
-        outcomes = worker.call(_renew, names, roles, by, association, prove_refusal)
-    show_outcomes(outcomes)
+        if by is By.KEY_AGREEMENT:
+            outcomes = worker.call(_agree, names, roles, association, prove_refusal)
+        else:
+            outcomes = ending.gather(worker.stream(_renew, names, roles, association, prove_refusal))
+    show_outcomes(sorted(outcomes, key=lambda item: _place(item, names)))
+    ending.end()
+
+
+def _place(outcome: Outcome, names: Sequence[str]) -> tuple[int, str]:
+    """Say where a meter was named: outcomes are shown in that order, whichever came first."""
+    title = outcome.system_title
+    return (names.index(title) if title in names else len(names)), title
 
 
 def _renew_urgently(*, alone: bool) -> None:
@@ -106,12 +121,16 @@ def resolve(
     show_outcomes(outcomes)
 
 
-def _renew(
-    party: Party, names: list[str], roles: tuple[MeterRole, ...], by: By, association: str, prove: bool
+def _agree(
+    party: Party, names: list[str], roles: tuple[MeterRole, ...], association: str, prove: bool
 ) -> list[Outcome]:
-    if by is By.KEY_AGREEMENT:
-        return agree.renew_by_agreement(party, names, roles, association, prove_refusal=prove)
-    return renew_step.renew(party, names, roles, association, prove_refusal=prove)
+    return agree.renew_by_agreement(party, names, roles, association, prove_refusal=prove)
+
+
+def _renew(
+    party: Party, names: list[str], roles: tuple[MeterRole, ...], association: str, prove: bool
+) -> Generator[Outcome, None, None]:
+    yield from renew_many.renew_many(party, names, roles, association, prove_refusal=prove)
 
 
 def _resolve(party: Party, names: list[str], association: str, go_on: bool) -> list[Outcome]:

@@ -114,7 +114,9 @@ class Worker(Generic[T]):
             _, value = self._receive(link, deadline)
             return value  # type: ignore[no-any-return]
 
-    def stream(self, function: Callable[Concatenate[T, ...], Generator[R, None, None]], *args: object) -> Iterator[R]:
+    def stream(
+        self, function: Callable[Concatenate[T, ...], Generator[R, None, None]], *args: object
+    ) -> Generator[R, None, None]:
         """Run a generator function in the worker and yield what it yields, while the worker works ahead.
 
         Leaving the iteration early ends the generator in the worker at its next value.

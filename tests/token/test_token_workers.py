@@ -83,11 +83,11 @@ def test_a_stream_yields_what_the_worker_yields_and_may_be_left_early(work: Modu
         assert [next(stream), next(stream)] == [0, 1]
         with pytest.raises(RuntimeError, match="stream"):
             worker.call(work.echo, 1)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert worker.call(work.echo, 1) == ("context", 1)
         ended = worker.stream(work.count, 1)
         assert next(ended) == 0
-        ended.close()  # type: ignore[attr-defined]
+        ended.close()
         assert worker.call(work.echo, 2) == ("context", 2)
 
 
