@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,48 @@ def test_a_token_that_is_gone_is_told_and_found_again(live: Field, service: Runn
         away.rename(tokens)
     wait_until(lambda: live.ask(home, "/readyz")[0] == 200)
     assert service.process.poll() is None
+
+
+def test_packages_are_handed_out_while_the_keys_are_rotated_and_the_old_ones_retired(
+    live: Field, service: Running
+) -> None:
+    home, stop, waiting = live.realm.home("concentrator"), threading.Event(), given(live, 3)
+    answers: list[tuple[int, int]] = []
+
+    def fetch() -> None:
+        while not stop.is_set():
+            status, listed = live.ask(home, "/v1/packages")
+            answers.append((status, live.ask(home, f"/v1/packages/{waiting}")[0]))
+            assert waiting in {item["id"] for item in listed["packages"]}
+
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(fetch)
+        try:
+            wait_until(lambda: bool(answers))
+            rows = live.realm.rows("utility", "token", "rotate")
+            count = len(answers)
+            wait_until(lambda: len(answers) > count)
+            gone = live.realm.rows("utility", "token", "rotate", "--retire")
+        finally:
+            stop.set()
+        fetching.result()
+    assert {row["keys"] for row in rows} == {2}
+    assert [row["key"] for row in gone] == ["gak-storage:1", "integrity:1", "storage:1"]
+    assert set(answers) == {(200, 200)}
+    assert service.process.poll() is None
+    fresh = given(live, 4)
+    assert live.ask(home, f"/v1/packages/{fresh}")[0] == 200
+    assert live.realm.rows("utility", "store", "check") == []
+
+
+def given(live: Field, serial: int) -> str:
+    """Give the concentrator, which does not run, the keys of one more meter; the id of the package."""
+    home = live.realm.home("concentrator")
+    before = {item["id"] for item in live.ask(home, "/v1/packages")[1]["packages"]}
+    (outcome,) = live.register([(title_of(serial), "127.0.0.1:9")], wait=0)
+    assert isinstance(outcome.error, PartlyDoneError)
+    (made,) = {item["id"] for item in live.ask(home, "/v1/packages")[1]["packages"]} - before
+    return str(made)
 
 
 def test_listings_need_no_token(live: Field, tmp_path: Path) -> None:
