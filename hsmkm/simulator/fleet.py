@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
-from hsmkm.dlms.types import SystemTitle
+from hsmkm.dlms.types import KeyId, SystemTitle
 from hsmkm.errors import InputError
 from hsmkm.simulator.behaviour import Fault, Faults, MeterSettings
 from hsmkm.simulator.fate import Chances, Fate, Fates
@@ -81,13 +81,14 @@ class Fleet:
 
     def __init__(self, first: MeterState, settings: FleetSettings) -> None:
         self.settings = settings
+        self.first = first
         self.tally = Tally()
         self._template = document(first)
-        self._first = int.from_bytes(first.system_title.octets[-_SERIAL_OCTETS:], "big")
+        self._lowest = int.from_bytes(first.system_title.octets[-_SERIAL_OCTETS:], "big")
         self._prefix = first.system_title.octets[:-_SERIAL_OCTETS]
         if first.key_pairs or first.new_key_pairs:
             raise InputError("the meters of a fleet share no key pair", hint="take the key pairs out of the state file")
-        if self._first + settings.meters > _SERIALS:
+        if self._lowest + settings.meters > _SERIALS:
             raise InputError("the system titles of the fleet do not count up so far", hint="begin with a lower one")
         self._fates = Fates(settings.seed, settings.chances)
         self._resting: dict[int, bytes] = {}
@@ -98,7 +99,7 @@ class Fleet:
 
     def title(self, number: int) -> SystemTitle:
         """The system title of a meter, by its number from 1."""
-        return SystemTitle(self._prefix + (self._first + number - 1).to_bytes(_SERIAL_OCTETS, "big"))
+        return SystemTitle(self._prefix + (self._lowest + number - 1).to_bytes(_SERIAL_OCTETS, "big"))
 
     def places(self, port: int) -> Iterator[str]:
         """Give a line TITLE,ADDRESS:PORT for each meter, as commands take them."""
@@ -109,6 +110,11 @@ class Fleet:
         """Tell which meter an address of ours is; None where there is none."""
         number = int(IPv4Address(address)) - NETWORK
         return number if 1 <= number <= self.settings.meters else None
+
+    def keys(self, number: int) -> dict[KeyId, bytes]:
+        """Tell which keys are effective in a meter."""
+        device = self._active.get(number) or self._awake(number)
+        return dict(device.meter.state.keys)
 
     def enter(self, number: int, line: Line) -> Device:
         """Begin a connection to a meter."""
@@ -179,7 +185,7 @@ class Fleet:
                 raise InputError(f"line {place} of the fleet's states cannot be used: {said}") from None
 
     def _take_up(self, title: str, exchanges: int, new_keys: int, runs: str, changed: Mapping[str, Any]) -> None:
-        number = int.from_bytes(bytes.fromhex(title)[-_SERIAL_OCTETS:], "big") - self._first + 1
+        number = int.from_bytes(bytes.fromhex(title)[-_SERIAL_OCTETS:], "big") - self._lowest + 1
         if not 1 <= number <= self.settings.meters or str(self.title(number)) != title:
             raise InputError("it is no meter of this fleet")
         self._state(number, changed)
