@@ -307,5 +307,4 @@ def _retain(party: Party, tx: Transaction, package: PackageRecord) -> None:
     due = utc_now() + timedelta(days=party.settings.policy.retention_days)
     if package.purpose != Purpose.DELIVERY.value:
         return
-    for ref in sorted({item.ref for item in holders.of_package(tx, package.id)}):
-        key_sets.set_destroy_after(tx, ref, due)
+    key_sets.set_all_destroy_after(tx, {item.ref for item in holders.of_package(tx, package.id)}, due)

@@ -98,7 +98,7 @@ def _all_of(tx: Transaction, meter: Meter) -> list[Doomed]:
 
 
 def _due(party: Party) -> list[Doomed]:
-    """List what is due; the day alone, which no MAC covers, is not believed without the receipt of who has the keys."""
+    """List what is due; the day alone is not believed without the receipt of who has the keys."""
     with party.store.read() as tx:
         found = key_sets.due(tx, SLICE)
         return [

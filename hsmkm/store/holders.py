@@ -133,13 +133,22 @@ def _read(tx: Transaction, statement: Select[Any]) -> list[Holder]:
     rows = tx.all(statement)
     if tx.authenticator is not None:
         for package_id, group in groupby(sorted(rows, key=itemgetter("package_id")), key=itemgetter("package_id")):
-            found = LISTS.fetch(tx, package_id=package_id)
-            said = b"" if found is None else _summed(found)
+            said = _said(tx, package_id)
             for title in {row["system_title"] for row in group}:
                 its = tx.all(_of_meter(title).where(table.c.package_id == package_id))
                 if _entry(said, title) != _entries(its):
                     raise altered(_name(package_id, title))
     return [_holder(row) for row in rows]
+
+
+def _said(tx: Transaction, package_id: str) -> bytes:
+    """Give the entries of a package's list, which is verified once in a transaction: it never changes."""
+    if package_id not in tx.verified:
+        found = LISTS.fetch(tx, package_id=package_id)
+        if found is None:
+            return b""
+        tx.verified[package_id] = _summed(found)
+    return tx.verified[package_id]
 
 
 def _refuse_unlisted(tx: Transaction, package_id: str) -> None:

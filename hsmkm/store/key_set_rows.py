@@ -39,25 +39,20 @@ def with_meter() -> Select[Any]:
     )
 
 
-def fetch(tx: Transaction, ref: KeySetRef) -> KeySet:
+def fetch(tx: Transaction, wanted: KeySetRef) -> KeySet:
     """Read a key set and verify it.
 
     Raises RefusedError if there is none, IntegrityError if it or its meter was altered, PolicyError without a token.
     """
-    return fetch_with_meter(tx, ref)[0]
-
-
-def fetch_with_meter(tx: Transaction, ref: KeySetRef) -> tuple[KeySet, Meter]:
-    """Do the same, and give what its MAC covers of its meter."""
     if tx.authenticator is None:
         raise PolicyError("a key set is only read with the token that verifies it")
     statement = with_meter()
     for name in KEY:
-        statement = statement.where(table.c[name] == getattr(ref, name))
+        statement = statement.where(table.c[name] == getattr(wanted, name))
     row = tx.one(statement)
     if row is None:
-        raise RefusedError(f"there is no key set {ref}")
-    return verified_with_meter(tx, row)
+        raise RefusedError(f"there is no key set {wanted}")
+    return verified(tx, row)
 
 
 def verified(tx: Transaction, row: StoredRow) -> KeySet:
@@ -91,10 +86,11 @@ def faults(tx: Transaction) -> Iterator[str]:
 
 def row_name(row: StoredRow) -> str:
     """Name a row for people."""
-    return f"key_sets {_ref(row)}"
+    return f"key_sets {ref(row)}"
 
 
-def _ref(row: StoredRow) -> KeySetRef:
+def ref(row: StoredRow) -> KeySetRef:
+    """Name the key set of a row."""
     return KeySetRef(row["system_title"], row["security_setup"], row["client"], row["generation"])
 
 
@@ -105,7 +101,7 @@ def _key_set(row: StoredRow) -> KeySet:
         keys = unpack(row["keys"], name)
         mac = Mac(row["mac_key"], row["mac"])
         destroy_after = from_seconds(row["destroy_after"])
-        return KeySet(_ref(row), row["suite"], row["storage_key"], state, keys, mac, row["batch"], destroy_after)
+        return KeySet(ref(row), row["suite"], row["storage_key"], state, keys, mac, row["batch"], destroy_after)
     except (IndexError, RefusedError) as error:
         raise altered(name) from error
 

@@ -34,7 +34,7 @@ from hsmkm.store.key_set import (
 )
 from hsmkm.store.key_set import encode_key_set as encode
 from hsmkm.store.schema import key_sets as table
-from hsmkm.store.store import Transaction
+from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import to_seconds
 
 __all__ = [
@@ -55,10 +55,12 @@ __all__ = [
     "newest",
     "next_generation",
     "reseal",
+    "set_all_destroy_after",
     "set_destroy_after",
     "verify",
 ]
 
+PAGE = 500
 COLUMNS = (
     "system_title",
     "security_setup",
@@ -130,9 +132,33 @@ def for_meter(tx: Transaction, system_title: bytes) -> list[tuple[KeySet, KeySta
 
 def set_destroy_after(tx: Transaction, ref: KeySetRef, moment: datetime | None) -> None:
     """Say when this party's copy is due to be destroyed, under the set's MAC; RefusedError if there is no such set."""
-    key_set, meter = key_set_rows.fetch_with_meter(tx, ref)
-    if tx.authenticator is not None:
-        reseal(tx, authenticate(tx.authenticator, replace(key_set, destroy_after=moment), meter))
+    set_all_destroy_after(tx, [ref], moment)
+
+
+def set_all_destroy_after(tx: Transaction, refs: Iterable[KeySetRef], moment: datetime | None) -> None:
+    """Do the same for many sets, meter by meter."""
+    ordered = sorted(refs)
+    for start in range(0, len(ordered), PAGE):
+        page = ordered[start : start + PAGE]
+        titles = table.c.system_title.in_({ref.system_title for ref in page})
+        rows = {key_set_rows.ref(row): row for row in tx.all(key_set_rows.with_meter().where(titles))}
+        for ref in page:
+            if ref not in rows:
+                raise RefusedError(f"there is no key set {ref}")
+        tx.update_macs(table, key_set_rows.KEY, [_dated(tx, rows[ref], moment) for ref in page])
+
+
+def _dated(tx: Transaction, row: StoredRow, moment: datetime | None) -> tuple[bytes, StoredRow]:
+    """Give the MAC of a set, which was verified, and its cells with another date of destruction."""
+    if tx.authenticator is None:
+        raise PolicyError("a change needs the token")
+    found, meter = key_set_rows.verified_with_meter(tx, row)
+    dated = authenticate(tx.authenticator, replace(found, destroy_after=moment), meter)
+    if dated.mac is None:
+        raise IntegrityError(f"key set {dated.ref} carries no mac")
+    key = {name: row[name] for name in key_set_rows.KEY}
+    made = {"mac_key": dated.mac.key_number, "mac": dated.mac.value, "destroy_after": to_seconds(moment)}
+    return row["mac"], key | made
 
 
 def reseal(tx: Transaction, key_set: KeySet) -> None:

@@ -20,7 +20,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
-from sqlalchemy import Connection, Engine, NestedTransaction, Select, Table, delete, exc, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    NestedTransaction,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    exc,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
@@ -76,6 +89,8 @@ class Transaction:
         self.changes = sums.Changes()
         self.counters: dict[object, tuple[int, int]] = {}
         """By counter, how far this transaction moved it, and to where."""
+        self.verified: dict[str, bytes] = {}
+        """The lists of packages that were verified in this transaction, which never change, by package."""
         self.appended: tuple[int, bytes] | None = None
         """Sequence and hash of the audit record that was appended."""
 
@@ -125,6 +140,17 @@ class Transaction:
                 self.changes.remove(table.name, mac)
                 self.changes.add(table.name, changes["mac"])
         return self.connection.execute(_where(update(table), table, key).values(dict(changes))).rowcount
+
+    def update_macs(self, table: Table, key: Sequence[str], rows: Sequence[tuple[bytes, StoredRow]]) -> None:
+        """Change many rows, each given with the MAC that it had; the cells of `key` say which, the others are new."""
+        for before, row in rows:
+            self.effect(_change("update", table, {name: row[name] for name in key}, row))
+            self.changes.remove(table.name, before)
+            self.changes.add(table.name, row["mac"])
+        statement = _where(update(table), table, {name: bindparam(f"key_{name}") for name in key})
+        bound = [{f"key_{name}" if name in key else name: value for name, value in row.items()} for _, row in rows]
+        changed = [name for name in rows[0][1] if name not in key]
+        self.connection.execute(statement.values({name: bindparam(name) for name in changed}), bound)
 
     def delete(self, table: Table, key: Mapping[str, Value]) -> int:
         """Delete the rows that `key` matches and return how many they were."""
@@ -430,7 +456,7 @@ def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:
     return encode(f"{verb} {table.name}", len(parts[0]), *flat)
 
 
-def _where(statement: Any, table: Table, key: Mapping[str, Value]) -> Any:  # noqa: ANN401 - Update or Delete alike
+def _where(statement: Any, table: Table, key: Mapping[str, Any]) -> Any:  # noqa: ANN401 - Update or Delete alike
     for name, value in key.items():
         statement = statement.where(table.c[name] == value)
     return statement

@@ -171,13 +171,22 @@ def test_a_key_set_is_not_read_without_the_token(store: Store, factory: Factory,
         assert key_sets.for_meter(tx, key_set.ref.system_title) == [(key_set, KeyState.PRE_ACTIVE)]
 
 
-def test_the_date_of_destruction_changes_without_a_mac(store: Store, factory: Factory) -> None:
-    key_set = stored(store, factory)
+def test_the_date_of_destruction_is_under_the_mac_however_many_sets_get_it(
+    store: Store, factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_sets, "PAGE", 2)
+    made = [stored(store, factory, generation) for generation in range(1, 6)]
     moment = datetime(2027, 1, 1, tzinfo=UTC)
     with store.begin("x", "y", {}) as tx:
-        key_sets.set_destroy_after(tx, key_set.ref, moment)
+        key_sets.set_all_destroy_after(tx, [key_set.ref for key_set in made[1:]], moment)
+        key_sets.set_destroy_after(tx, made[2].ref, None)
+        with pytest.raises(RefusedError, match="there is no key set"):
+            key_sets.set_destroy_after(tx, replace(made[0].ref, generation=9), moment)
     with store.read() as tx:
-        assert key_sets.get(tx, key_set.ref).destroy_after == moment
+        found = [key_sets.get(tx, key_set.ref) for key_set in made]
+        assert [item.destroy_after for item in found] == [None, moment, None, moment, moment]
+        assert [item.mac == before.mac for item, before in zip(found, made, strict=True)] == [True, False] * 2 + [False]
+        assert list(check(tx)) == []
 
 
 def test_destruction_removes_the_keys_and_keeps_the_state(store: Store, factory: Factory, url: str) -> None:
