@@ -44,6 +44,7 @@ APPROVABLE = (
     "store-recover",
     "trust-anchor",
     "ca-create",
+    "campaign-start",
     OFFICER_CHANGE,
 )
 """The actions for which the policy can demand a second officer's approval."""

@@ -16,6 +16,7 @@ from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.renew import GLOBAL_KEYS
 from hsmkm.steps.setup import make_token, write_home
 from hsmkm.store import check, meters, urgent
+from hsmkm.store.meter import MeterState
 from hsmkm.token.session import SOFTHSM
 from hsmkm.token.types import MeterRole
 from tests.field import state_path
@@ -42,13 +43,21 @@ class Street:
 
     party: Party
     stack: ExitStack
+    realm: Realm
     meters: dict[str, Meter] = field(default_factory=dict)
 
     def serve(self, title: str, meter: Meter) -> None:
         (port,) = self.stack.enter_context(serving([meter]))
         self.meters[title] = meter
+        self.moves(title, f"127.0.0.1:{port}")
+
+    def moves(self, title: str, address: str) -> None:
         with self.party.store.begin("moved", title, {}) as tx:
-            meters.update(tx, replace(meters.find(tx, title), address=f"127.0.0.1:{port}"))
+            meters.update(tx, replace(meters.find(tx, title), address=address))
+
+    def rests(self, title: str, state: MeterState = MeterState.SUSPENDED) -> None:
+        with self.party.store.begin("rests", title, {}) as tx:
+            meters.update(tx, replace(meters.find(tx, title), state=state.value))
 
     def fails_once(self, title: str, fault: Fault) -> None:
         self.serve(title, Meter(self.meters[title].state, MeterSettings(fault=fault, fault_count=1)))
@@ -67,7 +76,7 @@ class Street:
 def open_street(realm: Realm, name: str = "factory", serials: Sequence[int] = SERIALS) -> Iterator[Street]:
     """Let a party speak with its meters; its store must be in order at the end."""
     with ExitStack() as stack:
-        found = Street(stack.enter_context(realm.open(name)), stack)
+        found = Street(stack.enter_context(realm.open(name)), stack, realm)
         for serial in serials:
             path = state_path(realm, serial)
             found.serve(title_of(serial), Meter(load(path), save=save_to(path)))

@@ -119,7 +119,7 @@ def _nothing_yet(view: View, now: datetime) -> Wait | None:
     if view.soonest is None:
         return Wait(now + POLL, "others are at the last meters")
     if view.soonest > now:
-        return Wait(min(view.soonest, now + POLL), "meters that failed wait for their next attempt")
+        return Wait(min(view.soonest, now + POLL), "what is left waits for its next attempt")
     return Wait(view.paced, "the rate allows no more") if view.paced > now else None
 
 
@@ -165,12 +165,21 @@ def gap(terms: Terms) -> timedelta:
     return timedelta() if terms.rate is None else timedelta(seconds=1 / terms.rate)
 
 
+BUSY_PAUSE = timedelta(seconds=30)
+"""How long a meter waits that another process speaks with."""
+
+
 class End(StrEnum):
-    """How an attempt on a meter ended: `unfit` are meters that cannot be worked on at all, such as destroyed ones."""
+    """How an attempt on a meter ended.
+
+    `busy`: another process speaks with it, so that no attempt was made. `unfit`: it cannot be worked on at all, such as
+    one that was destroyed meanwhile.
+    """
 
     DONE = "done"
     FAILED = "failed"
     UNKNOWN = "unknown"
+    BUSY = "busy"
     UNFIT = "unfit"
 
 
@@ -180,18 +189,19 @@ class Move:
 
     state: Standing
     not_before: datetime
+    attempts: int
 
 
 def after(terms: Terms, meter: CampaignMeter, end: End, now: datetime) -> Move:
     """Say where a meter stands after an attempt, which `meter.attempts` counts already."""
-    if end is End.DONE:
-        return Move(Standing.DONE, now)
-    if end is End.UNFIT:
-        return Move(Standing.SKIPPED, now)
+    if end in (End.DONE, End.UNFIT):
+        return Move(Standing.DONE if end is End.DONE else Standing.SKIPPED, now, meter.attempts)
+    if end is End.BUSY:
+        return Move(Standing.WAITING, now + BUSY_PAUSE, meter.attempts - 1)
     if meter.attempts >= terms.attempts:
-        return Move(Standing.GAVE_UP, now)
+        return Move(Standing.GAVE_UP, now, meter.attempts)
     state = Standing.UNKNOWN if end is End.UNKNOWN else Standing.FAILED
-    return Move(state, now + pause_after(terms, meter.attempts))
+    return Move(state, now + pause_after(terms, meter.attempts), meter.attempts)
 
 
 def pause_after(terms: Terms, attempts: int) -> timedelta:

@@ -15,7 +15,7 @@ from hsmkm.token.types import MeterRole
 
 KINDS = ("renew",)
 METHODS = ("key-transfer", "key-agreement")
-LARGEST_SLICE = 1000
+LARGEST_SLICE = 500
 LARGEST_RATE = 10_000.0
 LONGEST_BACK_OFF = timedelta(days=1)
 MOST_ATTEMPTS = 100

@@ -105,11 +105,13 @@ def standing_worker() -> Iterator[StandingWorker[Party]]:
         yield worker
 
 
-def worker_starter(opener: Callable[..., AbstractContextManager[T]], *args: object) -> Callable[[], Worker[T]]:
+def worker_starter(
+    opener: Callable[..., AbstractContextManager[T]], *args: object, threads: int = 1
+) -> Callable[[], Worker[T]]:
     """Give what starts a worker of this home, in any thread: with the PIN's files, and the token's time to answer."""
     settings = frame().settings()
     seconds = settings.token.answer_seconds
-    return partial(Worker, opener, *args, inherit=inherited(settings), token_seconds=seconds)
+    return partial(Worker, opener, *args, inherit=inherited(settings), token_seconds=seconds, threads=threads)
 
 
 def inherited(settings: Settings) -> tuple[int, ...]:
@@ -125,10 +127,10 @@ def inherited(settings: Settings) -> tuple[int, ...]:
 
 def talk(text: str) -> None:
     """Say something that is not a result, on stderr: a line whose parts may come from a peer or from a file of his."""
-    typer.echo(_printable(text), err=True)
+    typer.echo(printable(text), err=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Put a question mark for what a terminal would obey, or no encoding can write; line ends and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
@@ -151,7 +153,7 @@ def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None
 
     table = Table(*[name.replace("_", " ") for name in columns], box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*["" if row.get(name) is None else _printable(str(row.get(name))) for name in columns])
+        table.add_row(*["" if row.get(name) is None else printable(str(row.get(name))) for name in columns])
     width = None if sys.stdout.isatty() else 1000
     console = Console(width=width, highlight=False, markup=False)
     with console.capture() as capture:

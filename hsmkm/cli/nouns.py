@@ -26,6 +26,8 @@ _MODULES = {
     "renew": "renew",
     "resolve": "renew",
     "group": "group",
+    "campaign": "campaign",
+    "worker": "worker",
     "serve": "serve",
     "concentrator": "concentrator",
     "store": "store",

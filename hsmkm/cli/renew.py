@@ -75,7 +75,7 @@ def renew(
     if urgently:
         _renew_urgently(alone=not (meters or file or keys or association))
         return
-    roles = _roles(keys) if keys else BY_DEFAULT[by]
+    roles = key_roles(keys) if keys else BY_DEFAULT[by]
     names = meter_names(meters, file)
     ending = Interruption()
     with party_worker() as worker:
@@ -141,7 +141,8 @@ def _resolve(party: Party, names: list[str], association: str, go_on: bool) -> l
     return outcomes
 
 
-def _roles(text: str) -> tuple[MeterRole, ...]:
+def key_roles(text: str) -> tuple[MeterRole, ...]:
+    """Read the names of keys, with commas between; InputError names the one that is none."""
     try:
         return tuple(dict.fromkeys(ROLE_NAMES[part.strip()] for part in text.split(",")))
     except KeyError as error:

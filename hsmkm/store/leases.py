@@ -27,6 +27,10 @@ class Lease:
     fence: int
 
 
+class HeldError(RefusedError):
+    """Another process speaks with the meter now."""
+
+
 def _still_there(_holder: str) -> bool:
     return False
 
@@ -39,7 +43,7 @@ def acquire(
     now: datetime,
     is_gone: Callable[[str], bool] = _still_there,
 ) -> Lease:
-    """Take the lease of a meter; raises RefusedError while another one lasts whose holder is not known to be gone."""
+    """Take the lease of a meter; raises HeldError while another one lasts whose holder is not known to be gone."""
     row = _row(tx, system_title)
     expires = to_seconds(now + timedelta(seconds=seconds))
     if row is None:
@@ -47,7 +51,7 @@ def acquire(
         return Lease(system_title, 1)
     if row["holder"] is not None and row["expires"] > to_seconds(now) and not is_gone(row["holder"]):
         until = from_seconds(row["expires"]).isoformat()
-        raise RefusedError(f"meter {_name(system_title)} is held by {row['holder']}", hint=f"its lease ends at {until}")
+        raise HeldError(f"meter {_name(system_title)} is held by {row['holder']}", hint=f"its lease ends at {until}")
     fence = row["fence"] + 1
     tx.update(table, {"system_title": system_title}, {"holder": holder, "fence": fence, "expires": expires})
     return Lease(system_title, fence)

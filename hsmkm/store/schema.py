@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-HEAD = "0009"
+HEAD = "0010"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Every migration so far, oldest first."""
 
 metadata = MetaData(
@@ -397,9 +397,36 @@ campaigns = Table(
     _column("kind", Text),
     _column("state", Text),
     _column("settings", Text),
+    _column("reason", Text),
+    _column("paced", BigInteger),
+    _column("failed_before", Integer),
+    _column("done_before", Integer),
     _column("created", BigInteger),
     _column("updated", BigInteger),
     UniqueConstraint("name"),
+)
+
+campaign_counts = Table(
+    "campaign_counts",
+    metadata,
+    _key("campaign", Integer),
+    _key("state", Text),
+    _column("meters", Integer),
+    ForeignKeyConstraint(["campaign"], ["campaigns.id"]),
+    sqlite_with_rowid=False,
+)
+
+campaign_slices = Table(
+    "campaign_slices",
+    metadata,
+    _number("id"),
+    _column("campaign", Integer),
+    _column("holder", Text),
+    _column("fence", BigInteger),
+    _column("expires", BigInteger),
+    _column("state", Text),
+    ForeignKeyConstraint(["campaign"], ["campaigns.id"]),
+    Index(None, "campaign", "state", "expires"),
 )
 
 campaign_meters = Table(
@@ -410,10 +437,13 @@ campaign_meters = Table(
     _column("state", Text),
     _column("attempts", Integer),
     _column("not_before", BigInteger),
+    _column("above", Integer),
+    _column("slice", Integer, null=True),
     _column("outcome", Text, null=True),
     _column("updated", BigInteger),
     ForeignKeyConstraint(["campaign"], ["campaigns.id"]),
     Index(None, "campaign", "state", "not_before"),
+    Index(None, "slice"),
     sqlite_with_rowid=False,
 )
 

@@ -470,6 +470,14 @@ def _check_schema(engine: Engine) -> None:
         raise RefusedError(f"the store has the older schema {found}", hint="upgrade it with hsmkm store upgrade")
 
 
+def refuse_other_schema(tx: Transaction) -> None:
+    """Raise RefusedError where the store was brought to another schema since it was opened."""
+    found = tx.connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if found != schema.HEAD:
+        text = f"the store has the schema {found} now, and this program works with {schema.HEAD}"
+        raise RefusedError(text, hint="upgrade what is older of both, and begin again: hsmkm store upgrade")
+
+
 def _known_revision(engine: Engine) -> str | None:
     with engine.connect() as plain:
         connection = plain.execution_options(**{engines.READ_ONLY: True})

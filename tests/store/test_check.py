@@ -51,8 +51,10 @@ TITLE = b"UTI\x00\x00\x00\x00\x01"
 AUTHENTICATED = {rows.table.name: rows for rows in (*check.AUTHENTICATED, meters.ROWS)}
 UNCOVERED = {
     "leases": "a lock between processes: who alters it makes two speak at once, and counters stay apart",
-    "campaigns": "nothing writes it yet",
-    "campaign_meters": "nothing writes it yet",
+    "campaigns": "what was asked for: the audit log says the same, and a meter's keys say what came of it",
+    "campaign_counts": "what is counted of the meters of a campaign, for a progress bar",
+    "campaign_slices": "locks between workers, as leases are",
+    "campaign_meters": "what is left to do: whoever calls a meter done has not renewed it, which its keys show",
 }
 """Tables that carry no MAC, and why a change there gives nobody a key or a counter."""
 COVERED_OTHERWISE = {

@@ -1,0 +1,66 @@
+"""Results of any length on stdout: written as they come, and never held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+
+import typer
+
+from hsmkm.cli.frame import Output, frame, printable
+
+FIRST = 200
+"""The rows by which the widths of a table's columns are chosen; what is wider later stands out."""
+
+Row = Mapping[str, object]
+
+
+def show_streamed(rows: Iterable[Row], columns: Sequence[str]) -> int:
+    """Write results in the form asked for and give how many they were; a table has only the named columns."""
+    output = frame().output
+    if output is Output.TABLE:
+        return _table(rows, columns)
+    count = 0
+    for line in _json(rows) if output is Output.JSON else (json.dumps(row, default=str) for row in rows):
+        typer.echo(line)
+        count += 1
+    return max(count - 2, 0) if output is Output.JSON else count
+
+
+def _json(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the lines of a JSON array with one object each, and the brackets."""
+    yield "["
+    before = None
+    for row in rows:
+        if before is not None:
+            yield before + ","
+        before = "  " + json.dumps(row, default=str)
+    if before is not None:
+        yield before
+    yield "]"
+
+
+def _table(rows: Iterable[Row], columns: Sequence[str]) -> int:
+    given = iter(rows)
+    first = list(islice(given, FIRST))
+    names = [name.replace("_", " ") for name in columns]
+    widths = [
+        max(map(len, (name, *(_cell(row, column) for row in first))))
+        for name, column in zip(names, columns, strict=True)
+    ]
+    typer.echo(_line(names, widths))
+    count = 0
+    for row in chain(first, given):
+        typer.echo(_line([_cell(row, column) for column in columns], widths))
+        count += 1
+    return count
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get(column)
+    return "" if value is None else printable(str(value))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
