@@ -218,7 +218,8 @@ WAYS: dict[KeyState, tuple[KeyState, ...]] = {
 def documented_edges() -> dict[KeyState, set[KeyState]]:
     """Read the table of the page on the life cycle."""
     text = (Path(__file__).parents[2] / "docs" / "life-cycle.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([a-z-]+) \| ([a-z, -]+) \|", text, re.MULTILINE)
+    table = text.partition("## Who knows a key")[0]
+    rows = re.findall(r"^\| ([a-z-]+) \| ([a-z, -]+) \|", table, re.MULTILINE)
     return {KeyState(state): set(map(KeyState, re.findall(r"[a-z-]{2,}", to))) for state, to in rows[1:]}
 
 
