@@ -187,14 +187,18 @@ class PackageContent:
 
     def encode(self) -> bytes:
         """Return the content octets; raise InputError for what `parse_content` would refuse."""
+        data = canonical(self.document())
+        parse_content(data)
+        return data
+
+    def document(self) -> dict[str, object]:
+        """Return the content as JSON values."""
         document = self.header.document()
         if self.recipient_info:
             info = base64.b64encode(self.recipient_info).decode("ascii")
             document["transport"] = {"key_wrap": KEY_WRAP, "recipient_info": info}
         document["meters"] = [entry.document() for entry in self.meters]
-        data = canonical(document)
-        parse_content(data)
-        return data
+        return document
 
 
 def parse_content(data: bytes) -> PackageContent:

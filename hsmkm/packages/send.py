@@ -198,6 +198,28 @@ def seal_package(
     return _signed(sender, header, info, entries)
 
 
+def open_bulk(
+    vault: Vault,
+    trust: TrustStore,
+    sender: Signatory,
+    recipient: Recipient,
+    header: PackageHeader,
+    suites: Iterable[int],
+) -> tuple[Sealed, bytes]:
+    """Make a package key for the recipient, lent to the workers that wrap under it, and the recipient info in DER.
+
+    Raises as `build_package`; `close_bulk` signs what was made.
+    """
+    _check_parties(trust, sender, recipient, header, suites)
+    with vault.generate_package_key() as package_key:
+        return vault.lend(package_key), wrap_package_key(vault, package_key, recipient.certificate, header.ukm())
+
+
+def close_bulk(sender: Signatory, header: PackageHeader, content: bytes) -> bytes:
+    """Sign the content of a package whose entries were written in bulk; the octets of its file."""
+    return sign_content(content, sender.signer, sender.certificate, sender.chain, header.created)
+
+
 def _check_parties(
     trust: TrustStore, sender: Signatory, recipient: Recipient, header: PackageHeader, suites: Iterable[int]
 ) -> None:

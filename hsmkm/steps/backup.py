@@ -40,7 +40,7 @@ from hsmkm.pki.slots import P256, P384, Slot
 from hsmkm.steps.approve import require_approval
 from hsmkm.steps.certify import AUTHORITY_PROFILES, own_path
 from hsmkm.steps.deliver import PARTIAL, outbox, signatory
-from hsmkm.steps.party import Party, token_settings, utc_now
+from hsmkm.steps.party import Party, hands_of, token_settings, utc_now
 from hsmkm.steps.results import Backup
 from hsmkm.store.sealing import upgrade
 from hsmkm.store.snapshot import describe, key_numbers
@@ -221,7 +221,7 @@ def _record(
     url = f"sqlite:{settings.home / DATABASE}"
     upgrade(url, vault, actor, None)
     with Store.open(url, vault, actor) as store, store.begin(RESTORE, name, request) as tx:
-        party = Party(settings, session, vault, store, actor)
+        party = Party(settings, session, vault, store, actor, hands_of(settings, vault))
         require_approval(tx, party, RESTORE, name, request, approval)
 
 

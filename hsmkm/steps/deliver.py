@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,12 +67,12 @@ def recipient(party: Party, name: str, curve: str = P256) -> Recipient:
         return registered_recipient(tx, name, curve=curve)
 
 
-def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient) -> PackageHeader:
-    """Begin a package with the next sequence for this recipient and purpose."""
+def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient, *, after: int = 0) -> PackageHeader:
+    """Begin a package with the next sequence for this recipient and purpose, after others that are not recorded yet."""
     with party.store.read() as tx:
         sequence = packages.next_sequence(tx, to.peer.name, purpose.value)
     lifetime = timedelta(days=party.settings.policy.package_days)
-    return new_header(purpose, sequence, sender.peer, to.peer, utc_now(), lifetime)
+    return new_header(purpose, sequence + after, sender.peer, to.peer, utc_now(), lifetime)
 
 
 def _nothing_else(_tx: Transaction) -> None:
@@ -138,18 +138,42 @@ def record(party: Party, package: Package, also: Callable[[Transaction], None], 
 
     Runs within the `outbox` in which the package got its number.
     """
-    header = package.header
+    carries_keys = any(entry.keys for entry in package.meters)
+    parcel = Parcel(package.header, package.meter_count, package.data, carries_keys=carries_keys)
+    given = holders_of(package, package.header.recipient.name)
+    return hand_out(party, parcel, also, lambda tx: holders.add_many(tx, given), approval)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A finished package as it is recorded and written: its header, how many meters it speaks of, and its octets."""
+
+    header: PackageHeader
+    meters: int
+    data: bytes = field(repr=False)
+    carries_keys: bool
+
+
+def hand_out(
+    party: Party,
+    parcel: Parcel,
+    also: Callable[[Transaction], None],
+    note_holders: Callable[[Transaction], object],
+    approval: str = "",
+) -> Sent:
+    """Write a package's file, and record it, with `also` before and `note_holders` after, as `record` does."""
+    header = parcel.header
     path = _path(party, header.id)
-    _write_partial(path, package.data)
-    detail = {"purpose": header.purpose.value, "id": header.id, "meters": package.meter_count}
-    made = _record(package)
+    _write_partial(path, parcel.data)
+    detail = {"purpose": header.purpose.value, "id": header.id, "meters": parcel.meters}
+    made = _record(parcel)
     try:
         with party.store.begin("package-send", header.recipient.name, detail) as tx:
-            if any(entry.keys for entry in package.meters):
+            if parcel.carries_keys:
                 require_recipient(tx, party, header.recipient.name, approval)
             also(tx)
             packages.add(tx, made)
-            holders.add_many(tx, holders_of(package, header.recipient.name))
+            note_holders(tx)
     except PolicyError:
         path.with_name(path.name + PARTIAL).unlink()  # it holds keys that its recipient may not have
         raise
@@ -167,8 +191,8 @@ def _path(party: Party, package_id: str) -> Path:
     return party.home / "packages" / f"{package_id}.p7m"
 
 
-def _record(package: Package) -> PackageRecord:
-    header = package.header
+def _record(parcel: Parcel) -> PackageRecord:
+    header = parcel.header
     return PackageRecord(
         id=header.id,
         direction=Direction.SENT,
@@ -177,9 +201,9 @@ def _record(package: Package) -> PackageRecord:
         peer=header.recipient.name,
         created=header.created,
         expires=header.expires,
-        sha256=package.sha256,
+        sha256=hashlib.sha256(parcel.data).digest(),
         state=SENT,
-        meters=package.meter_count,
+        meters=parcel.meters,
     )
 
 

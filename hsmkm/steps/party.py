@@ -6,18 +6,20 @@ Everything that touches a key runs as `function(party, ...)` inside a worker; se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hsmkm.config import Settings, load_settings
 from hsmkm.errors import InputError
+from hsmkm.steps.hands import Hands
 from hsmkm.steps.role import permit_by_role
 from hsmkm.store.anchor import Anchor, FileAnchor
 from hsmkm.store.guard import Opening
 from hsmkm.store.store import Store
 from hsmkm.token.anchor_object import TokenAnchor
+from hsmkm.token.pool import Shape
 from hsmkm.token.profile import Profile
 from hsmkm.token.session import TokenSession, open_session
 from hsmkm.token.types import TokenSettings
@@ -33,6 +35,7 @@ class Party:
     vault: Vault
     store: Store
     actor: str
+    hands: Hands
 
     @property
     def home(self) -> Path:
@@ -83,6 +86,11 @@ def anchor_of(settings: Settings, session: TokenSession) -> Anchor:
     return TokenAnchor(session, settings.home)
 
 
+def hands_of(settings: Settings, vault: Vault) -> Hands:
+    """Give the workers of a party, none of which is started yet."""
+    return Hands(vault, Shape.of(settings.workers, vault.session.profile), settings.token.answer_seconds)
+
+
 @contextmanager
 def open_party(home: Path, actor: str, opening: Opening = Opening.USE) -> Iterator[Party]:
     """Log in to the home's token and open its store; the errors of settings, token, login and store."""
@@ -94,7 +102,8 @@ def open_party(home: Path, actor: str, opening: Opening = Opening.USE) -> Iterat
         anchor = anchor_of(settings, session)
         with Store.open(settings.store_url, vault, actor, anchor=anchor, opening=opening) as store:
             store.permit = permit_by_role if settings.policy.roles else None
-            yield Party(settings, session, vault, store, actor)
+            with closing(hands_of(settings, vault)) as hands:
+                yield Party(settings, session, vault, store, actor, hands)
 
 
 def open_inspection(home: Path, actor: str) -> AbstractContextManager[Party]:

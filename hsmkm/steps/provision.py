@@ -2,48 +2,57 @@
 
 A meter has one key set for each association of its model. For one of them, in the token: generate 4 keys; wrap 4 for
 the store; wrap GUEK, GBEK and GAK under the master key, and the master key under the package key; make the MAC (2
-calls); destroy 4. An LLS or HLS secret is one more key. Up to 10,000 key sets make one package, and one transaction
-holds the meters, their key sets and the package's record; a crash between two goes on where it stopped.
+calls); destroy 4. An LLS or HLS secret is one more key. Workers make them in batches (`hsmkm.steps.hands`), and this
+process writes what they made. Up to 10,000 key sets make one package, and one transaction holds the meters, their key
+sets and the package's record; a crash between two goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 from hsmkm.config import load_model
 from hsmkm.errors import Fault, InputError, IntegrityError
 from hsmkm.meter_model import MeterModel
-from hsmkm.packages.content import MAX_METERS, MeterEntry, Purpose, WrappedKey, under
-from hsmkm.packages.send import seal_package
+from hsmkm.packages.bulk import join
+from hsmkm.packages.content import MAX_METERS, PackageHeader, Purpose
+from hsmkm.packages.send import Signatory, close_bulk, open_bulk
 from hsmkm.pki.slots import curve_for
+from hsmkm.steps.births import Made, forms_of, make_key_sets
 from hsmkm.steps.certify import trust_of
-from hsmkm.steps.credentials import new_key, secret_roles
-from hsmkm.steps.deliver import header_for, outbox, recipient, record, signatory
+from hsmkm.steps.deliver import Parcel, hand_out, header_for, outbox, recipient, signatory
 from hsmkm.steps.first_package import check_recipient
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Provisioned, Sent
-from hsmkm.store import key_sets, meters, orders
-from hsmkm.store.key_set import IDENTITY_OCTETS, KeySet, KeySetRef, KeyState, StoredKey
+from hsmkm.store import holders, key_sets, meters, orders
+from hsmkm.store.key_set_bulk import Form, identities_of, wrapped_of
 from hsmkm.store.meter import Meter
 from hsmkm.store.orders import Order
 from hsmkm.store.store import Transaction
-from hsmkm.token.keys import KeyHandle
-from hsmkm.token.types import KeyRole, MeterRole
-
-FIRST_GENERATION = 1
-GLOBAL_KEYS = (KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
+from hsmkm.token.types import Sealed
 
 
 @dataclass(frozen=True, slots=True)
-class _Born:
-    meter: Meter
-    key_set: KeySet
-    entry: MeterEntry
+class _Batch:
+    """Meters of one model and suite that a worker takes up together."""
+
+    forms: tuple[Form, ...]
+    meters: Sequence[OrderedMeter]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A package that was begun: its header and recipient info, and its package key as it was lent to the workers."""
+
+    header: PackageHeader
+    sender: Signatory = field(repr=False)
+    lent: Sealed = field(repr=False)
+    info: bytes
+    batches: Sequence[_Batch]
 
 
 def provision(party: Party, path: Path, line: str) -> Provisioned:
@@ -66,7 +75,7 @@ def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
         waiting = _waiting(party, tx, order)
     check_recipient(party, line)
     models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
-    sent = [_provision_chunk(party, order, chunk, line) for chunk in _chunks(waiting, models)]
+    sent = list(_packages(party, order, _chunks(waiting, models), models, line))
     with party.store.begin("order-done", order_id, {"meters": len(order.meters)}) as tx:
         orders.set_state(tx, order_id, orders.DONE)
     return Provisioned(order_id, len(order.meters), tuple(item.path for item in sent), already=False)
@@ -90,8 +99,10 @@ def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[Orde
     """Give the meters still to be made; InputError where one belongs to another order or maker."""
     waiting, faults = [], []
     own = party.settings.party.flags
+    present = meters.present(tx, [item.system_title.octets for item in order.meters])
     for item in order.meters:
-        known = meters.get(tx, item.system_title.octets)
+        title = item.system_title.octets
+        known = meters.get(tx, title) if title in present else None
         if item.system_title.flag not in own:
             text = f"FLAG id {item.system_title.flag} is not one of this factory ({', '.join(own) or 'it has none'})"
             faults.append(Fault(order.name, item.line, item.column, text))
@@ -106,73 +117,108 @@ def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[Orde
     return waiting
 
 
-def _provision_chunk(party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter], line: str) -> Sent:
+def _packages(
+    party: Party,
+    order: ProductionOrder,
+    chunks: Sequence[Sequence[OrderedMeter]],
+    models: Mapping[str, MeterModel],
+    line: str,
+) -> Iterator[Sent]:
+    """Make one package of each chunk; the workers are at the next one while this is recorded."""
+    opened: list[_Opened] = []
+
+    def batches() -> Iterator[tuple[object, ...]]:
+        for number, chunk in enumerate(chunks):
+            package = _open(party, order, chunk, models, line, number)
+            opened.append(package)
+            for batch in package.batches:
+                yield package.lent, batch.forms, [(item.system_title.octets, item.serial) for item in batch.meters]
+
+    answers = party.hands.work(sum(map(len, chunks)), make_key_sets, batches())
+    for number in range(len(chunks)):
+        first = next(answers)
+        package = opened[number]
+        made = [first, *islice(answers, len(package.batches) - 1)]
+        yield _record(party, order, package, made)
+
+
+def _open(
+    party: Party,
+    order: ProductionOrder,
+    chunk: Sequence[OrderedMeter],
+    models: Mapping[str, MeterModel],
+    line: str,
+    number: int,
+) -> _Opened:
+    """Begin the package that comes so many packages after the last one recorded."""
     suites = {item.suite for item in chunk}
     curve = curve_for(suites)
     sender, receiver = signatory(party, curve), recipient(party, line, curve)
-    header = header_for(party, Purpose.INJECTION, sender, receiver)
-    order_id = order.digest.hex()
-    born: list[_Born] = []
+    header = header_for(party, Purpose.INJECTION, sender, receiver, after=number)
+    lent, info = open_bulk(party.vault, trust_of(party), sender, receiver, header, suites)
+    order_id, size = order.digest.hex(), party.hands.shape.batch
+    batches = []
+    for (model, suite), group in groupby(sorted(chunk, key=_kind), key=_kind):
+        forms, alike = forms_of(models[model], suite, order_id), list(group)
+        batches += [_Batch(forms, alike[start : start + size]) for start in range(0, len(alike), size)]
+    return _Opened(header, sender, lent, info, batches)
 
-    def fill(package_key: KeyHandle) -> tuple[MeterEntry, ...]:
-        for item in chunk:
-            born.extend(births(party, package_key, item, order_id))
-        _refuse_twins(born)
-        return tuple(item.entry for item in born)
 
-    package = seal_package(party.vault, trust_of(party), sender, receiver, header, suites, fill)
+def _kind(item: OrderedMeter) -> tuple[str, int]:
+    return item.model, item.suite
+
+
+def _record(party: Party, order: ProductionOrder, package: _Opened, made: Sequence[tuple[Made, ...]]) -> Sent:
+    """Sign the package, and record it with its meters and key sets in one transaction."""
+    whole = [one for each in made for one in each]
+    _refuse_twins(whole)
+    content = join(package.header, package.info, [one.entries for one in whole], _probes(whole))
+    data = close_bulk(package.sender, package.header, content)
+    ordered = [item for batch in package.batches for item in batch.meters]
+    order_id, to = order.digest.hex(), package.header.recipient.name
 
     def also(tx: Transaction) -> None:
         if orders.get(tx, order_id) is None:
             orders.add(tx, Order(order_id, order.name, len(order.meters)))
-        meters.add_many(tx, list({item.meter.system_title: item.meter for item in born}.values()))
-        key_sets.add_many(tx, [item.key_set for item in born])
+        new = (Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id) for item in ordered)
+        meters.add_many(tx, new)
+        for batch, each in zip(package.batches, made, strict=True):
+            for one in each:
+                titles = [item.system_title.octets for item in batch.meters]
+                rows = [(title, *row) for title, row in zip(titles, one.sets, strict=True)]
+                key_sets.add_bulk(tx, one.form, one.keys, rows)
 
-    return record(party, package, also)
+    def note_holders(tx: Transaction) -> None:
+        holders.add_sets(tx, to, package.header.id, _given(package.batches, made))
 
-
-def births(party: Party, package_key: KeyHandle, item: OrderedMeter, order_id: str) -> list[_Born]:
-    """Make one meter's key sets, one for each association."""
-    whole = load_model(item.model, party.home)
-    meter = Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id)
-    return [_birth(party, package_key, whole.association(name), item, meter) for name in whole.associations]
-
-
-def _birth(party: Party, package_key: KeyHandle, model: MeterModel, item: OrderedMeter, meter: Meter) -> _Born:
-    """Make one key set: 18 calls of the token, none of which asks for a length, and 4 more for a secret."""
-    vault = party.vault
-    ref = KeySetRef(meter.system_title, *model.place, FIRST_GENERATION)
-    stored, wrapped = [], []
-    with ExitStack() as handles:
-        master = handles.enter_context(vault.generate(KeyRole.MASTER, item.suite))
-        others: tuple[MeterRole, ...] = (*GLOBAL_KEYS, *secret_roles(model))
-        keys = {role: handles.enter_context(new_key(party, model, role, item.suite)) for role in others}
-        for role, key in {**keys, KeyRole.MASTER: master}.items():
-            identity = secrets.token_bytes(IDENTITY_OCTETS)
-            stored.append(StoredKey(role, identity, vault.seal(key).wrapped))
-            carrier = package_key if role is KeyRole.MASTER else master
-            wrapped.append(WrappedKey(role, identity, vault.wrap(carrier, key), under(Purpose.INJECTION, role)))
-    key_set = KeySet(ref, item.suite, vault.storage_key, KeyState.PRE_ACTIVE, tuple(stored))
-    key_set = key_sets.authenticate(vault, key_set, meter)
-    return _Born(meter, key_set, _entry(meter, key_set, tuple(wrapped)))
+    parcel = Parcel(package.header, len(ordered), data, carries_keys=True)
+    return hand_out(party, parcel, also, note_holders)
 
 
-def _entry(meter: Meter, key_set: KeySet, wrapped: tuple[WrappedKey, ...]) -> MeterEntry:
-    return MeterEntry(
-        system_title=meter.system_title,
-        serial=meter.serial,
-        model=meter.model,
-        suite=meter.suite,
-        security_setup=key_set.ref.security_setup,
-        client=key_set.ref.client,
-        generation=key_set.ref.generation,
-        state=key_set.state.value,
-        keys=wrapped,
-    )
+def _probes(made: Iterable[Made]) -> list[str]:
+    """Give the entries that are read back: of each form the first, and every one that is unusual."""
+    found: list[str] = []
+    seen: set[Form] = set()
+    for one in made:
+        found += one.probes[1:] if one.form in seen else one.probes
+        seen.add(one.form)
+    return found
 
 
-def _refuse_twins(born: Sequence[_Born]) -> None:
+def _given(
+    batches: Sequence[_Batch], made: Sequence[tuple[Made, ...]]
+) -> Iterator[tuple[holders.Place, tuple[bytes, ...]]]:
+    """Give the place of each key set with the identities of its keys."""
+    for batch, each in zip(batches, made, strict=True):
+        for one in each:
+            form = one.form
+            identities = identities_of([stored for stored, _ in one.sets], form)
+            for item, born in zip(batch.meters, identities, strict=True):
+                yield (item.system_title.octets, form.security_setup, form.client, form.generation), born
+
+
+def _refuse_twins(made: Sequence[Made]) -> None:
     """Refuse a batch in which a key was made twice: AES key wrap is deterministic, so equal octets are equal keys."""
-    octets = [key.wrapped for item in born for key in item.key_set.keys]
+    octets = [key for one in made for key in wrapped_of([stored for stored, _ in one.sets], one.form)]
     if len(set(octets)) != len(octets):
         raise IntegrityError("the token made one key twice", hint="its random numbers cannot be trusted: stop using it")

@@ -12,7 +12,7 @@ from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, PolicyError, RefusedError
 from hsmkm.pki.slots import slots_for
 from hsmkm.steps.approve import check_approval, require_approval
-from hsmkm.steps.party import Party, anchor_of, default_anchor, token_settings
+from hsmkm.steps.party import Party, anchor_of, default_anchor, hands_of, token_settings
 from hsmkm.steps.results import TokenMade
 from hsmkm.store.store import Store
 from hsmkm.token.doctor import Finding, declared, examine
@@ -158,7 +158,7 @@ def make_token(settings: Settings, actor: str, approval: str = "") -> TokenMade:
             store.begin("token-init", settings.party.name, detail) as tx,
         ):
             if missing:
-                party = Party(settings, session, vault, store, actor)
+                party = Party(settings, session, vault, store, actor, hands_of(settings, vault))
                 require_approval(tx, party, NEW_KEYS, settings.party.name, {"keys": missing}, approval)
     return made
 
@@ -176,7 +176,7 @@ def _approved_keys(settings: Settings, session: TokenSession, actor: str, approv
         hint = "its officers cannot be verified without that key: restore the token, or the store with its backup"
         raise PolicyError("the store was made with an integrity key that this token lacks", hint=hint)
     with Store.open(settings.store_url, vault, actor, anchor=anchor_of(settings, session)) as store:
-        party = Party(settings, session, vault, store, actor)
+        party = Party(settings, session, vault, store, actor, hands_of(settings, vault))
         check_approval(party, NEW_KEYS, name, {"keys": missing}, approval)
     return missing
 

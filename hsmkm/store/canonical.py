@@ -18,7 +18,7 @@ MECHANISM = "hmac-sha256"
 
 def encode(label: str, *values: Value) -> bytes:
     """Encode `values` under a label that names their kind and version."""
-    return b"".join(map(_item, (label, *values)))
+    return b"".join(map(item, (label, *values)))
 
 
 def canonical_json(value: Mapping[str, object]) -> str:
@@ -26,7 +26,8 @@ def canonical_json(value: Mapping[str, object]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _item(value: Value) -> bytes:
+def item(value: Value) -> bytes:
+    """Encode one value: its tag, its length and its content."""
     if isinstance(value, bytes):
         return b"b" + len(value).to_bytes(4, "big") + value
     if isinstance(value, int) and not 0 <= value < len(_SMALL):

@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Select, select
 
 from hsmkm.store.authenticated import AuthenticatedTable
-from hsmkm.store.canonical import encode
-from hsmkm.store.key_set import TITLE_OCTETS, KeySetRef
+from hsmkm.store.canonical import encode, item
+from hsmkm.store.key_set import IDENTITY_OCTETS, TITLE_OCTETS, KeySetRef
 from hsmkm.store.schema import holder_lists
 from hsmkm.store.schema import holders as table
 from hsmkm.store.store import StoredRow, Transaction, altered
@@ -41,6 +41,9 @@ LISTS = AuthenticatedTable("hsmkm holder list/1", holder_lists, ("package_id",),
 """`meters` is for each meter, by title, its 8 octets and the SHA-256 of its rows; `digest` is the SHA-256 of that."""
 DIGEST_OCTETS = 32
 ENTRY_OCTETS = TITLE_OCTETS + DIGEST_OCTETS
+
+Place: TypeAlias = tuple[bytes, int, int, int]
+"""System title, security setup, client and generation of a key set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,26 @@ def add_many(tx: Transaction, given: Iterable[Holder]) -> int:
     for package_id, its in packages.items():
         _put_list(tx, package_id, its)
     return tx.insert_rows(table, COLUMNS, sorted(rows))
+
+
+def add_sets(tx: Transaction, party: str, package_id: str, sets: Iterable[tuple[Place, Sequence[bytes]]]) -> int:
+    """Note what a package gives, as `add_many`: key sets by their place, each with the identities of its keys."""
+    now = to_seconds(tx.now)
+    tail = b"".join([item(value) for value in (party, package_id, now)])
+    before = item(LABEL) + item(bytes(IDENTITY_OCTETS))[:-IDENTITY_OCTETS]
+    rows: list[tuple[bytes | str | int | None, ...]] = []
+    of_meters: dict[bytes, list[bytes]] = {}
+    for (title, *numbers), identities in sets:
+        place = item(title) + b"".join([item(number) for number in numbers]) + tail
+        of_meters.setdefault(title, []).extend([before + identity + place for identity in identities])
+        rows += [(identity, title, *numbers, party, package_id, now) for identity in identities]
+    entries = b"".join(
+        title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in sorted(of_meters.items())
+    )
+    tx.effect(entries)
+    LISTS.insert(tx, {"package_id": package_id, "meters": entries, "digest": hashlib.sha256(entries).digest()})
+    rows.sort()
+    return tx.insert_rows(table, COLUMNS, rows)
 
 
 def for_key(tx: Transaction, identity: bytes) -> list[Holder]:

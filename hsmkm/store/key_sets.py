@@ -10,7 +10,7 @@ How one comes into the store, together with its meter:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,7 @@ from hsmkm.store.key_set import (
     verify,
 )
 from hsmkm.store.key_set import encode_key_set as encode
+from hsmkm.store.key_set_bulk import Form
 from hsmkm.store.schema import key_sets as table
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import to_seconds
@@ -44,6 +45,7 @@ __all__ = [
     "StoredKey",
     "active",
     "add",
+    "add_bulk",
     "add_many",
     "authenticate",
     "destroy",
@@ -91,6 +93,21 @@ def add_many(tx: Transaction, rows: Iterable[KeySet]) -> int:
     They are not verified here: whoever made them made their MACs. All are inserted, or none (RefusedError).
     """
     return tx.insert_rows(table, COLUMNS, [_row(tx, key_set) for key_set in rows])
+
+
+def add_bulk(tx: Transaction, form: Form, keys: tuple[int, int], sets: Sequence[tuple[bytes, bytes, bytes]]) -> int:
+    """Store new key sets of a form, each (system title, keys as `Form` stores them, MAC); return how many they were.
+
+    `keys` are the numbers of the storage key and of the integrity key. All are inserted, or none (RefusedError).
+    """
+    if tx.authenticator is None:
+        raise PolicyError("a change needs the token")
+    storage_key, mac_key = keys
+    place = (form.security_setup, form.client, form.generation, form.suite, storage_key, STATE_NUMBERS[form.state])
+    tx.effect(b"".join([mac for _, _, mac in sets]))
+    return tx.insert_rows(
+        table, COLUMNS, [(title, *place, stored, mac_key, mac, tx.sequence, None) for title, stored, mac in sets]
+    )
 
 
 def get(tx: Transaction, ref: KeySetRef) -> KeySet:

@@ -126,9 +126,9 @@ class Session:
 
     def __init__(self, module: Module, handle: int, altered: Altered) -> None:
         self._module = module
-        self._session = handle
+        self._session = self.handle = handle
         self._altered = altered
-        functions = module.functions
+        self.functions = functions = module.functions
         self._generate, self._destroy = functions["C_GenerateKey"], functions["C_DestroyObject"]
         self._wrap, self._unwrap = functions["C_WrapKey"], functions["C_UnwrapKey"]
         self._sign_init, self._sign = functions["C_SignInit"], functions["C_Sign"]
@@ -145,7 +145,8 @@ class Session:
     def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - C values
         self._module.call(name, self._session, *arguments)
 
-    def _mechanism(self, number: int) -> Any:  # noqa: ANN401 - a C structure
+    def mechanism(self, number: int) -> Any:  # noqa: ANN401 - a C structure
+        """Give the structure of a mechanism without parameters."""
         found = self._mechanisms.get(number)
         if found is None:
             found = self._mechanisms[number] = ffi.new("CK_MECHANISM *", {"mechanism": number})
@@ -177,7 +178,7 @@ class Session:
 
     def generate_key(self, mechanism: int, template: Template) -> int:
         """Make a symmetric key in the token."""
-        code = self._generate(self._session, self._mechanism(mechanism), template.array, template.count, self._object)
+        code = self._generate(self._session, self.mechanism(mechanism), template.array, template.count, self._object)
         if code:
             raise ckr.error(code, "C_GenerateKey")
         self.made += 1
@@ -187,7 +188,7 @@ class Session:
         """Make a key pair in the token; the handles of its public and its private key."""
         out = ffi.new("CK_ULONG[2]")
         halves = (public.array, public.count, private.array, private.count)
-        self._call("C_GenerateKeyPair", self._mechanism(mechanism), *halves, out, out + 1)
+        self._call("C_GenerateKeyPair", self.mechanism(mechanism), *halves, out, out + 1)
         return int(out[0]), int(out[1])
 
     def create(self, template: Template) -> int:
@@ -253,14 +254,14 @@ class Session:
     def wrap(self, mechanism: int, under: int, key: int) -> bytes:
         """Wrap a key under another."""
         self._length[0] = _MAX_ANSWER
-        code = self._wrap(self._session, self._mechanism(mechanism), under, key, self._answer, self._length)
+        code = self._wrap(self._session, self.mechanism(mechanism), under, key, self._answer, self._length)
         if code:
             raise ckr.error(code, "C_WrapKey")
         return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_WrapKey")]  # type: ignore[no-any-return]
 
     def unwrap(self, mechanism: int, under: int, wrapped: bytes, template: Template) -> int:
         """Unwrap a key; IntegrityError if the octets do not unwrap under this key."""
-        how = self._mechanism(mechanism)
+        how = self.mechanism(mechanism)
         for is_last in (False, True):
             code = self._unwrap(
                 self._session, how, under, wrapped, len(wrapped), template.array, template.count, self._object
@@ -274,7 +275,7 @@ class Session:
 
     def sign(self, mechanism: int, key: int, data: bytes) -> bytes:
         """Sign, or make a MAC: C_SignInit and C_Sign."""
-        code = self._sign_init(self._session, self._mechanism(mechanism), key)
+        code = self._sign_init(self._session, self.mechanism(mechanism), key)
         if code:
             raise ckr.error(code, "C_SignInit")
         self._length[0] = _MAX_ANSWER
@@ -345,7 +346,7 @@ class Session:
     def digest_key(self, mechanism: int, before: bytes, key: int, after: bytes, out: Any) -> None:  # noqa: ANN401 - C memory
         """Hash what stands before, a key's value, and what stands after, into C memory of the digest's length."""
         room = ffi.sizeof(out)
-        self._call("C_DigestInit", self._mechanism(mechanism))
+        self._call("C_DigestInit", self.mechanism(mechanism))
         try:
             if before:
                 self._call("C_DigestUpdate", before, len(before))

@@ -101,6 +101,20 @@ class TokenSession:
                 self._keep(self._module.open(self._slot, self.profile.altered))
             return _Lease(self.generation, self._free.pop(), self._free)
 
+    @contextmanager
+    def passing(self) -> Iterator[Session]:
+        """Open a session for one batch of the calling thread; its session keys go when it is closed."""
+        with self._lock:
+            if not self._connected:
+                raise TokenUnreachableError("there is no session with the token", hint="connect to it again")
+            session, generation = self._module.open(self._slot, self.profile.altered), self.generation
+        try:
+            yield session
+        finally:
+            self.cryptoki.made += session.made
+            if generation == self.generation:
+                session.close()
+
     def _keep(self, session: Session) -> None:
         self._sessions.append(session)
         self._free.append(session)
@@ -146,6 +160,19 @@ class TokenSession:
                 "the token did not answer the login, and counts a wrong PIN",
                 hint="check the PIN source and start again; the PIN is not tried again by itself",
             ) from error
+
+    @contextmanager
+    def lent_pin(self) -> Iterator[int]:
+        """Give a descriptor in which workers of this process find the PIN, without asking its source again.
+
+        It is a file in memory, which no other process can open by a name; each worker reads it from its beginning.
+        """
+        descriptor = os.memfd_create("pin", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, self._pin.reveal())
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     @property
     def module_path(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from pkcs11 import Attribute
@@ -46,6 +47,18 @@ if TYPE_CHECKING:
     from hsmkm.token.template import Template
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What the calls of a new meter key take: to generate it, and to wrap it under a storage key's object handle."""
+
+    mechanism: int
+    template: Template
+    wrapping: int
+    storage: int
+
+
 PACKAGE_KEY_OCTETS = 32
 WRAP_OVERHEAD = 8
 
@@ -144,6 +157,30 @@ class Vault:
     def generate(self, role: KeyRole, suite: int) -> KeyHandle:
         """Make a meter's key for its one provisioning: it can be wrapped, and a master key can wrap."""
         return self._generate(role, key_octets(suite))
+
+    def birth_of(self, role: MeterRole, octets: int) -> Birth:
+        """Say how a key of this role and length is made in bulk, after reading back a probe of it."""
+        is_secret = isinstance(role, SecretRole)
+        template = self._template(role, Use.BIRTH, octets)
+        if template not in self._proven:
+            probe = self.generate_secret(role, octets) if isinstance(role, SecretRole) else self._generate(role, octets)
+            probe.destroy()
+        mechanisms = self._mechanisms
+        _, under = self.keyring.newest(GAK_STORAGE if role in _READ_IN_HOST else STORAGE)
+        generating = mechanisms.generic_secret_key_gen if is_secret else mechanisms.aes_key_gen
+        return Birth(generating, template, self._wrapping(role), under)
+
+    def lend(self, package_key: KeyHandle) -> Sealed:
+        """Wrap a new package key for another process of this token, which works on the same package."""
+        if package_key.role is not CarrierRole.PACKAGE:
+            raise PolicyError(f"a {package_key.role} key is not lent", hint="only a package's key is")
+        number, under = self.keyring.newest(STORAGE)
+        return Sealed(number, self._wrap(under, package_key))
+
+    def borrow(self, lent: Sealed) -> KeyHandle:
+        """Unwrap a package key that another process of this token lent; it only wraps. IntegrityError for any other."""
+        under = self.keyring.number(STORAGE, lent.storage_key)
+        return self._unwrap(under, lent.wrapped, CarrierRole.PACKAGE, Use.BIRTH, PACKAGE_KEY_OCTETS)
 
     def generate_secret(self, role: SecretRole, octets: int) -> KeyHandle:
         """Make an LLS password or HLS secret of random octets; RefusedError for a length other than 8, 16 ... 64."""
@@ -305,11 +342,10 @@ class Vault:
     def _template(self, role: Role, use: Use, octets: int = 0) -> Template:
         found = self._templates.get((role, use, octets))
         if found is None:
-            listed = (
-                attributes.carrier_key(Attribute.UNWRAP)
-                if role is CarrierRole.PACKAGE and use is Use.IN_USE
-                else attributes.session_key(role, use)
-            )
+            if role is CarrierRole.PACKAGE and not octets:
+                listed = attributes.carrier_key(Attribute.UNWRAP if use is Use.IN_USE else Attribute.WRAP)
+            else:
+                listed = attributes.session_key(role, use)
             if octets:
                 listed[Attribute.VALUE_LEN] = octets
             else:

@@ -1,7 +1,7 @@
 """Ends a process whose token does not answer a call: the deadline of every PKCS#11 call.
 
 A call that hangs in the module gives up Python's lock, so a thread of the same process can see it: the innermost frame
-of the hanging thread stays one and the same, at one and the same place, in the module that makes the calls. The calls
+of the hanging thread stays one and the same, at one and the same place, in a module that makes the calls. The calls
 themselves pay nothing for it. The process cannot end the call, so it ends itself, and its owner says what happened.
 """
 
@@ -16,7 +16,7 @@ from types import FrameType
 HUNG = 124
 """The exit code of a process that was ended so."""
 
-_CALLER = "hsmkm.token.cryptoki"
+_CALLERS = frozenset({"hsmkm.token.cryptoki", "hsmkm.token.births"})
 _LOOKS = 10
 
 Seen = dict[int, tuple[FrameType, int]]
@@ -43,5 +43,7 @@ def _calling() -> Seen:
     """Give the innermost frame of each thread that is in a call; while it is held here, no other frame is equal."""
     frames = sys._current_frames()  # noqa: SLF001 - the documented way to see other threads
     return {
-        thread: (frame, frame.f_lasti) for thread, frame in frames.items() if frame.f_globals.get("__name__") == _CALLER
+        thread: (frame, frame.f_lasti)
+        for thread, frame in frames.items()
+        if frame.f_globals.get("__name__") in _CALLERS
     }

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hsmkm.link.client import Client
-from hsmkm.packages.registry import holders_of
-from hsmkm.packages.send import Package
 from hsmkm.steps import deliver, provision, renew
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import Work
 from hsmkm.steps.results import Sent
 from hsmkm.steps.stages import Stage
-from hsmkm.store import counters, holders, packages
+from hsmkm.store import counters, packages
 from hsmkm.store.renewals import RenewalState
 from hsmkm.store.store import Transaction
 
@@ -21,19 +19,25 @@ from hsmkm.store.store import Transaction
 def rename_before_commit() -> None:
     """A package has its name before the transaction that speaks of it."""
 
-    def record(party: Party, package: Package, also: Callable[[Transaction], None], approval: str = "") -> Sent:
+    def hand_out(
+        party: Party,
+        parcel: deliver.Parcel,
+        also: Callable[[Transaction], None],
+        note_holders: Callable[[Transaction], object],
+        approval: str = "",
+    ) -> Sent:
         assert not approval
-        path = deliver._path(party, package.header.id)
-        deliver._write_partial(path, package.data)
+        path = deliver._path(party, parcel.header.id)
+        deliver._write_partial(path, parcel.data)
         path.with_name(path.name + deliver.PARTIAL).rename(path)
-        made = deliver._record(package)
-        with party.store.begin("package-send", package.header.recipient.name, {}) as tx:
+        made = deliver._record(parcel)
+        with party.store.begin("package-send", parcel.header.recipient.name, {}) as tx:
             also(tx)
             packages.add(tx, made)
-            holders.add_many(tx, holders_of(package, package.header.recipient.name))
+            note_holders(tx)
         return deliver.sent_of(party, made)
 
-    deliver.record = provision.record = record  # type: ignore[attr-defined]
+    deliver.hand_out = provision.hand_out = hand_out  # type: ignore[attr-defined]
 
 
 def counters_without_commit() -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, IntegrityError
 from hsmkm.packages.receive import inspect_package
+from hsmkm.packages.transport import open_package_key
+from hsmkm.steps.births import Made, make_key_sets
+from hsmkm.steps.certify import own_chain
+from hsmkm.steps.hands import Hand
 from hsmkm.steps.provision import provision
-from hsmkm.store import key_sets, meters
-from hsmkm.token.types import KeyRole
+from hsmkm.store import holders, key_sets, meters
+from hsmkm.store.check import check
+from hsmkm.store.key_set_bulk import Form
+from hsmkm.token.types import KeyRole, Sealed, Use
 from tests.realm import Realm, title_of
 
 
@@ -41,3 +49,74 @@ def test_a_meter_of_another_order_is_refused_with_its_line_and_nothing_is_made(r
     assert [str(fault) for fault in caught.value.faults] == [
         f"second.csv:3:2: {title_of(1)} was provisioned by another order"
     ]
+
+
+@pytest.fixture
+def in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, and three meters to a batch."""
+    monkeypatch.setenv("HSMKM_WORKERS_PROCESSES", "2")
+    monkeypatch.setenv("HSMKM_WORKERS_BATCH", "3")
+
+
+@pytest.mark.usefixtures("in_small_batches")
+def test_workers_make_what_the_party_would_make_itself(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsmkm.steps.provision.MAX_METERS", 5)
+    with realm.open("factory") as party:
+        done = provision(party, realm.order(*range(1, 13)), "line")
+        with party.store.read() as tx:
+            sets = [key_sets.newest(tx, bytes.fromhex(title_of(serial)), 0, 1) for serial in range(1, 13)]
+            held = [len(holders.for_meter(tx, bytes.fromhex(title_of(serial)))) for serial in range(1, 13)]
+            assert list(check(tx)) == []
+    contents = [inspect_package(path.read_bytes()).content for path in done.packages]
+    assert [[entry.serial for entry in content.meters] for content in contents] == [
+        ["1", "2", "3", "4", "5"],
+        ["6", "7", "8", "9", "10"],
+        ["11", "12"],
+    ]
+    assert [content.header.sequence for content in contents] == [1, 2, 3]
+    assert held == [4] * 12
+    found = {key.identity: key for key_set in sets if key_set is not None for key in key_set.keys}
+    assert len(found) == len({key.wrapped for key in found.values()}) == 48
+    given = {key.identity for content in contents for entry in content.meters for key in entry.keys}
+    assert given == set(found)
+
+
+@pytest.mark.usefixtures("in_small_batches")
+def test_what_workers_wrap_is_what_the_meter_and_the_line_unwrap(realm: Realm) -> None:
+    with realm.open("factory") as party:
+        content = inspect_package(provision(party, realm.order(1, 2, 3, 4), "line").packages[0].read_bytes()).content
+        for entry in content.meters:
+            with party.store.read() as tx:
+                key_set = key_sets.newest(tx, entry.system_title, 0, 1)
+            assert key_set is not None
+            stored = {key.role: Sealed(key_set.storage_key, key.wrapped) for key in key_set.keys}
+            with party.vault.open(KeyRole.MASTER, stored[KeyRole.MASTER], 0, Use.IN_USE) as master:
+                for key in entry.keys:
+                    if key.role is not KeyRole.MASTER:
+                        with party.vault.open(key.role, stored[key.role], 0, Use.TRANSPORT) as travelling:
+                            assert party.vault.wrap(master, travelling) == key.wrapped
+    with realm.open("line") as party:
+        leaf = own_chain(party, "key-agreement")[0]
+        info, ukm = content.recipient_info, content.header.ukm()
+        with open_package_key(party.vault, "key-agreement", leaf, info, ukm) as package_key:
+            for entry in content.meters:
+                (wrapped,) = (key.wrapped for key in entry.keys if key.role is KeyRole.MASTER)
+                party.vault.unwrap(package_key, wrapped, KeyRole.MASTER, 0).destroy()
+
+
+@pytest.mark.usefixtures("in_small_batches")
+def test_a_token_that_makes_a_key_twice_is_refused(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsmkm.steps.provision.make_key_sets", make_twice)
+    order = realm.order(*range(1, 8))
+    with realm.open("factory") as party:
+        with pytest.raises(IntegrityError, match="made one key twice"):
+            provision(party, order, "line")
+        with party.store.read() as tx:
+            assert meters.get(tx, bytes.fromhex(title_of(1))) is None
+    assert list((realm.home("factory") / "packages").iterdir()) == []
+
+
+def make_twice(hand: Hand, lent: Sealed, forms: tuple[Form, ...], given: list[tuple[bytes, str]]) -> tuple[Made, ...]:
+    """Make the keys of a batch, and give its last meter those of the first."""
+    (made,) = make_key_sets(hand, lent, forms, given)
+    return (replace(made, sets=(*made.sets[:-1], made.sets[0])),)

@@ -1,0 +1,93 @@
+"""New key sets in bulk: what a worker makes of a batch of meters, ready for the store and the injection package.
+
+For one key set: 18 calls of the token, none of which asks for a length, and 4 more for an LLS or HLS secret.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hsmkm.meter_model import MeterModel
+from hsmkm.packages.bulk import EntryWriter, is_usual
+from hsmkm.packages.content import MeterEntry, Purpose
+from hsmkm.steps.credentials import secret_roles
+from hsmkm.steps.hands import Hand
+from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, KeyState
+from hsmkm.store.key_set_bulk import Form, FormEncoder
+from hsmkm.token.births import Births, NewKey
+from hsmkm.token.keys import KeyHandle
+from hsmkm.token.types import KeyRole, MeterRole, Sealed
+
+FIRST_GENERATION = 1
+_KEYS = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Key sets of one form, in the order of their meters.
+
+    `keys` are the numbers of the storage and integrity keys; `sets` are (keys as they are stored, MAC); `entries` are
+    the package's, one text with commas, and `probes` those of them that are to be read back.
+    """
+
+    form: Form
+    keys: tuple[int, int]
+    sets: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    entries: str = field(repr=False)
+    probes: tuple[str, ...] = field(repr=False)
+
+
+def forms_of(model: MeterModel, suite: int, order: str) -> tuple[Form, ...]:
+    """Give the form of a meter's first key sets, one for each association."""
+    return tuple(_form(model.association(name), model.name, suite, order) for name in model.associations)
+
+
+def _form(association: MeterModel, model: str, suite: int, order: str) -> Form:
+    keys: list[tuple[MeterRole, int]] = [(role, KEY_OCTETS[suite]) for role in _KEYS]
+    keys += [(role, association.authentication.secret_octets) for role in secret_roles(association)]
+    return Form(*association.place, FIRST_GENERATION, model, order, suite, KeyState.PRE_ACTIVE, tuple(keys))
+
+
+def make_key_sets(
+    hand: Hand, lent: Sealed, forms: tuple[Form, ...], meters: Sequence[tuple[bytes, str]]
+) -> tuple[Made, ...]:
+    """Make the key sets of meters (system title, serial number), in each form, under a package key that was lent."""
+    with hand.vault.borrow(lent) as package_key:
+        return tuple(_made(hand, package_key, form, meters) for form in forms)
+
+
+def _made(hand: Hand, package_key: KeyHandle, form: Form, meters: Sequence[tuple[bytes, str]]) -> Made:
+    whole = IDENTITY_OCTETS * len(form.keys)
+    identities = secrets.token_bytes(whole * len(meters))
+    sets, entries, probes = [], [], []
+    writer = EntryWriter(Purpose.INJECTION, _entry(form), form.keys)
+    new_keys = tuple(NewKey(role, octets) for role, octets in form.keys)
+    with Births(hand.vault, new_keys, package_key, own_session=hand.own_sessions) as births:
+        encoder = FormEncoder(form, births.storage_key, births.integrity_key)
+        for number, (title, serial) in enumerate(meters):
+            sealed, travelling = births.make()
+            born = identities[number * whole : (number + 1) * whole]
+            stored, covered = encoder.encode(title, serial, born, sealed)
+            sets.append((stored, births.mac(covered)))
+            entry = writer.write(title, serial, born, travelling)
+            entries.append(entry)
+            if not number or not is_usual(serial):
+                probes.append(entry)
+        numbers = births.storage_key, births.integrity_key
+    return Made(form, numbers, tuple(sets), ",".join(entries), tuple(probes))
+
+
+def _entry(form: Form) -> MeterEntry:
+    """Give an entry of the form, without what is each meter's own."""
+    return MeterEntry(
+        system_title=b"",
+        serial="",
+        model=form.model,
+        suite=form.suite,
+        security_setup=form.security_setup,
+        client=form.client,
+        generation=form.generation,
+        state=form.state.value,
+    )
