@@ -341,7 +341,7 @@ class World:
         vault = SoftVault(self._chance, self.record, self.step)
         with Store.open(f"sqlite:{self._path}", vault, "simulation", lambda: self.now, anchor) as store:
             settings = _settings(self._template.home)
-            yield Party(settings, cast("Any", None), cast("Any", vault), store, "simulation")
+            yield Party(settings, cast("Any", None), cast("Any", vault), store, "simulation", cast("Any", None))
 
     def _until_done(self, anchor: MemoryAnchor, work: Callable[[Party], None]) -> None:
         """Do a piece of work in one process after the other, until one of them lives to its end."""
