@@ -11,15 +11,16 @@ import pytest
 
 from hsmkm.config import load_settings
 from hsmkm.errors import PolicyError, RefusedError
-from hsmkm.steps import approve, certify, setup
+from hsmkm.steps import approve, certify, rotate, setup
 from hsmkm.steps.approve import ApprovalRequiredError
+from hsmkm.steps.migrate import migrate
 from hsmkm.steps.officers import add_approval, add_officer
 from hsmkm.steps.party import Party, open_party, utc_now
 from hsmkm.steps.provision import provision
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.store import approvals, packages
 from tests.officers import Person, certify_officers, register_officers, set_policy
-from tests.realm import ACTOR, Realm, certify_home
+from tests.realm import ACTOR, TITLES, Realm, certify_home
 
 
 @pytest.fixture
@@ -133,6 +134,49 @@ def test_a_missing_storage_key_is_made_with_an_approval(
     setup.make_token(settings, ACTOR, approval)
     with realm.open("factory") as party:
         assert party.vault.keyring.missing() == []
+
+
+def test_keys_are_rotated_with_one_approval_and_the_old_ones_retired_with_another(
+    realm: Realm, people: dict[str, Person], tmp_path: Path
+) -> None:
+    watch(realm, "factory", people)
+    with realm.open("factory") as party:
+        with pytest.raises(ApprovalRequiredError) as error:
+            rotate.rotate(party)
+        assert party.vault.storage_key == 1
+        rotation = approved(party, error.value, people["alice"], tmp_path)
+        assert {item.number for item in rotate.rotate(party, rotation)} == {2}
+        with pytest.raises(ApprovalRequiredError, match="it was used before"):
+            rotate.retire(party, rotation)
+        with pytest.raises(ApprovalRequiredError) as error:
+            rotate.retire(party)
+        assert party.vault.keyring.numbers_below(2)
+        assert len(rotate.retire(party, approved(party, error.value, people["bob"], tmp_path))) == 3
+
+
+def test_a_home_moves_with_an_approval_for_that_very_token_and_stays_in_use_without(
+    realm: Realm, people: dict[str, Person], tmp_path: Path
+) -> None:
+    for name in ("new", "other"):
+        home = realm.home(name)
+        setup.make_token(setup.write_home(home, "factory", "factory", TITLES["factory"], ("MMM",)), ACTOR)
+        certify_home(realm, name)
+    to, elsewhere = (realm.home(name) / "certificates" / "key-agreement-p384.pem" for name in ("new", "other"))
+    watch(realm, "factory", people)
+    (folder := tmp_path / "signed").mkdir()
+    with realm.open("factory") as party:
+        with pytest.raises(ApprovalRequiredError) as error:
+            migrate(party, to, tmp_path / "archive", False)
+        approval = approved(party, error.value, people["alice"], folder)
+        for wrong, standby in ((elsewhere, False), (to, True)):
+            with pytest.raises(ApprovalRequiredError, match="it is for another request"):
+                migrate(party, wrong, tmp_path / "archive", standby, approval)
+        with party.store.begin("test-at-work", "x", {}):
+            pass
+        assert not (tmp_path / "archive").exists()
+        assert migrate(party, to, tmp_path / "archive", False, approval).purpose == "migration"
+        with pytest.raises(PolicyError, match="retired"), party.store.begin("test-at-work", "x", {}):
+            pass
 
 
 def test_a_third_officer_needs_an_approval_and_the_first_two_do_not(
