@@ -49,6 +49,8 @@ APPROVABLE = (
 )
 """The actions for which the policy can demand a second officer's approval."""
 
+_PASSWORD = re.compile(r"://[^/?#]*:[^/?#]*@|[?&]password=", re.IGNORECASE)
+
 ENVIRONMENT_PREFIX = "HSMKM_"
 
 T = TypeVar("T")
@@ -120,7 +122,7 @@ class TokenSection:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The database: `sqlite:PATH` relative to the home folder, or a SQLAlchemy URL.
+    """The database: `sqlite:PATH` relative to the home folder, or `postgresql://HOST/DATABASE`, without a password.
 
     `anchor`: where it is held how far the store is, so that a restored one shows: `token`, or `file:PATH`; empty
     for the token where it keeps data objects, else for the file store.anchor.
@@ -132,8 +134,15 @@ class StoreSettings:
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
         kind, _, path = self.anchor.partition(":")
-        fine = self.anchor in ("", "token") or (kind == "file" and path)
-        return [] if fine else [("anchor", f"{self.anchor!r} is neither token nor file:PATH")]
+        found = []
+        if self.anchor not in ("", "token") and not (kind == "file" and path):
+            found.append(("anchor", f"{self.anchor!r} is neither token nor file:PATH"))
+        if not re.match(r"sqlite:|postgresql(\+psycopg)?://", self.url):
+            found.append(("url", "must be sqlite:PATH or postgresql://HOST/DATABASE"))
+        if _PASSWORD.search(self.url):
+            text = "must not hold a password: keep it in PGPASSFILE or in a service file (postgresql:///?service=NAME)"
+            found.append(("url", text))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from hsmkm.token.profile import load_profile
 from hsmkm.token.session import SOFTHSM, init_token, open_session
 from hsmkm.token.types import TokenSettings
 from hsmkm.token.vault import Vault
+from tests import postgresql
 from tests.faults.shim import Shim, build
 from tests.field import Field, deliver_meters, open_field
 from tests.peer import peer_python
+from tests.postgresql import Cluster
 from tests.realm import TITLES, Realm, build_realm, copy_realm
 
 if TYPE_CHECKING:
@@ -94,6 +96,13 @@ def gurux_python() -> Path:
     if not python.exists():
         pytest.skip(f"no peer environment at {python}: scripts/setup makes it, HSMKM_INTEROP_PYTHON names another")
     return python
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL of this process's own."""
+    with postgresql.running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,7 @@ def _approved_keys(settings: Settings, session: TokenSession, actor: str, approv
     """
     vault, name = Vault(session), settings.party.name
     missing = vault.keyring.missing()
-    if not missing or not settings.policy.is_listed(NEW_KEYS) or not _has_store(settings):
+    if not missing or not settings.policy.is_listed(NEW_KEYS) or not Store.exists(settings.store_url):
         return []
     if INTEGRITY in missing:
         hint = "its officers cannot be verified without that key: restore the token, or the store with its backup"
@@ -179,17 +179,6 @@ def _approved_keys(settings: Settings, session: TokenSession, actor: str, approv
         party = Party(settings, session, vault, store, actor, hands_of(settings, vault))
         check_approval(party, NEW_KEYS, name, {"keys": missing}, approval)
     return missing
-
-
-def _has_store(settings: Settings) -> bool:
-    """Whether the home has a store: a file, or in a database server one that opens."""
-    if settings.store_url.startswith("sqlite:"):
-        return Path(settings.store_url.removeprefix("sqlite:")).exists()
-    try:
-        Store.open(settings.store_url, None, "").close()
-    except RefusedError:
-        return False
-    return True
 
 
 def examine_token(settings: Settings) -> list[Finding]:

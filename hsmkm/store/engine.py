@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from hsmkm.errors import InputError, RefusedError
+from hsmkm.store import postgresql
 
 Row: TypeAlias = Sequence[bytes | str | int | None]
 
 READ_ONLY = "hsmkm_read_only"
 BUSY_SECONDS = 30
-BULK_ROWS = 1000
 _FILE_PREFIX = "sqlite:"
+_URLS = "write sqlite:PATH or postgresql://HOST/DATABASE"
 _SQLITE_PRAGMAS = (
     "PRAGMA page_size=8192",
     "PRAGMA journal_mode=WAL",
@@ -34,7 +36,7 @@ _SQLITE_PRAGMAS = (
 
 
 def open_engine(url: str, *, create: bool = False) -> Engine:
-    """Open a database: `sqlite:PATH`, or any URL that SQLAlchemy knows.
+    """Open a database: `sqlite:PATH`, or `postgresql://HOST/DATABASE` and what else libpq knows of addresses.
 
     A SQLite file is only made if `create` says so, with mode 0600. Raises InputError for a bad URL and RefusedError
     for a file that is not there.
@@ -43,22 +45,31 @@ def open_engine(url: str, *, create: bool = False) -> Engine:
         return _open_file(Path(url.removeprefix(_FILE_PREFIX)), create=create)
     try:
         parsed = make_url(url)
-        return _listen(create_engine(parsed, hide_parameters=True))
-    except (ArgumentError, ImportError) as error:
-        raise InputError("the store's url cannot be used", hint="write sqlite:PATH or postgresql+psycopg://") from error
+    except (ArgumentError, ValueError) as error:
+        raise InputError("the store's url cannot be used", hint=_URLS) from error
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise InputError("the store's url cannot be used", hint=_URLS)
+    return postgresql.open_server(parsed, BUSY_SECONDS)
 
 
-def writes_through(connection: Connection) -> None:
-    """Take the place of the only writer until the transaction ends: the audit chain has one end.
+def exists(url: str) -> bool:
+    """Tell whether a SQLite file is there; of a server's database only its tables tell, so that one counts as there."""
+    return not url.startswith(_FILE_PREFIX) or Path(url.removeprefix(_FILE_PREFIX)).exists()
 
-    SQLite took it with BEGIN IMMEDIATE; elsewhere the one row of `epoch` is locked.
-    """
+
+def settle(connection: Connection, tables: Sequence[str]) -> None:
+    """Let text compare by octets on every database."""
     if connection.dialect.name != "sqlite":
-        connection.execute(text("SELECT number FROM epoch FOR UPDATE"))
+        postgresql.settle(connection, tables)
+
+
+def alone_at_anchor(engine: Engine) -> AbstractContextManager[None]:
+    """Keep other hosts of one store from its anchor; a SQLite store is of one host, whose file lock is enough."""
+    return nullcontext() if engine.dialect.name == "sqlite" else postgresql.alone_at_anchor(engine)
 
 
 def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Row]) -> int:
-    """Insert many rows given as tuples in the order of `columns`; a tuple costs half of a dictionary on SQLite."""
+    """Insert many rows given as tuples in the order of `columns`; a tuple costs half of a dictionary."""
     given = list(map(tuple, rows))
     if not given:
         return 0
@@ -68,9 +79,7 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
         statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})'  # noqa: S608 - names of our own schema
         connection.exec_driver_sql(statement, given)
     else:
-        for start in range(0, len(given), BULK_ROWS):
-            part = given[start : start + BULK_ROWS]
-            connection.execute(insert(table), [dict(zip(columns, row, strict=True)) for row in part])
+        postgresql.copy_rows(connection, table.name, columns, given)
     return len(given)
 
 
@@ -78,10 +87,10 @@ def sweep(engine: Engine) -> bool:
     """Leave nothing that was deleted in the database's file or its log; False where another process is in the way.
 
     SQLite overwrites what is deleted with zeros (secure_delete), but its log still has the pages of before, and a page
-    that was split may have a copy. So the file is written anew, and the log emptied. Other databases are not swept.
+    that was split may have a copy. So the file is written anew, and the log emptied.
     """
     if engine.dialect.name != "sqlite":
-        return False
+        return postgresql.sweep(engine)
     connection = engine.raw_connection()
     try:
         cursor = connection.cursor()
@@ -104,15 +113,9 @@ def _open_file(path: Path, *, create: bool) -> Engine:
         raise RefusedError(f"there is no store at {path}", hint=hint)
     url = make_url("sqlite+pysqlite://").set(database=str(path))
     arguments = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
-    return _listen(create_engine(url, connect_args=arguments, hide_parameters=True))
-
-
-def _listen(engine: Engine) -> Engine:
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
-        event.listen(engine, "begin", _begin_other)
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True, max_overflow=-1)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -127,8 +130,3 @@ def _begin_sqlite(connection: Connection) -> None:
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql(f"PRAGMA query_only={int(read_only)}")
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _begin_other(connection: Connection) -> None:
-    if connection.get_execution_options().get(READ_ONLY, False):
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")

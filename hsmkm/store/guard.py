@@ -15,6 +15,7 @@ from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import anchor as anchors
 from hsmkm.store import state, sums
 from hsmkm.store.anchor import Anchor, Anchored
+from hsmkm.store.failures import StoreUnavailableError
 from hsmkm.store.state import StoreState
 
 if TYPE_CHECKING:
@@ -36,17 +37,22 @@ class Opening(StrEnum):
 
 
 class Guard:
-    """What one open store knows of its state; `read` begins a transaction that reads."""
+    """What one open store knows of its state; `read` begins a transaction that reads.
+
+    `alone` keeps the other hosts of the store from its anchor; what it raises at its end says that it failed to.
+    """
 
     def __init__(
         self,
         authenticator: Authenticator,
         anchor: Anchor | None,
         read: Callable[[], AbstractContextManager[Transaction]],
+        alone: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.authenticator = authenticator
         self.anchor = anchor
         self._read = read
+        self._alone = alone
         self._known: StoreState | None = None
         self._opening = Opening.USE
         self._lock = threading.Lock()
@@ -114,21 +120,33 @@ class Guard:
         self._learn(after)
         if self.anchor is None:
             return
-        with self.anchor.exclusive():
-            anchored = anchors.held(self.anchor, self.authenticator)
-            recovered = self._opening is Opening.RECOVERY
-            if recovered or anchored is None or anchored.advance < after.advance:
-                if not recovered:
-                    anchors.refuse_older(after, anchored)
-                self.anchor.write(Anchored.of(after).encode(self.authenticator))
-                return
-        anchors.refuse_older(after if anchored.advance == after.advance else self._now(), anchored)
+        self._raise(self.anchor, after)
+
+    def _raise(self, anchor: Anchor, after: StoreState) -> None:
+        written = False
+        try:
+            with self._alone(), anchor.exclusive():
+                anchored = anchors.held(anchor, self.authenticator)
+                recovered = self._opening is Opening.RECOVERY
+                if recovered or anchored is None or anchored.advance < after.advance:
+                    if not recovered:
+                        anchors.refuse_older(after, anchored)
+                    written = True
+                    anchor.write(Anchored.of(after).encode(self.authenticator))
+        except StoreUnavailableError:
+            if not written:
+                raise
+            # The lock went with its connection, so another host may have raised the anchor, and we have put it back.
+            return self._raise(anchor, self._now())
+        if not written:
+            anchors.refuse_older(after if anchored and anchored.advance == after.advance else self._now(), anchored)
+        return None
 
     def anchored(self) -> Anchored | None:
         """Read the anchor; IntegrityError if it does not fit its MAC."""
         if self.anchor is None:
             return None
-        with self.anchor.exclusive():
+        with self._alone(), self.anchor.exclusive():
             return anchors.held(self.anchor, self.authenticator)
 
     def _now(self) -> StoreState:

@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, insert, select
 
+from hsmkm.store import engine as engines
 from hsmkm.store import schema
 from hsmkm.store.times import to_seconds
 
@@ -22,6 +23,7 @@ def upgrade(engine: Engine) -> None:
         config = configuration()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        engines.settle(connection, list(schema.metadata.tables))
         if connection.execute(select(schema.epoch.c.number)).first() is None:
             first = {"number": 1, "instance": secrets.token_bytes(EPOCH_OCTETS), "started": to_seconds(_now())}
             connection.execute(insert(schema.epoch).values(first))

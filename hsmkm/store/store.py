@@ -35,11 +35,12 @@ from sqlalchemy import (
     update,
 )
 
-from hsmkm.errors import HsmkmError, IntegrityError, PolicyError, RefusedError
+from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
-from hsmkm.store import schema, state, sums
+from hsmkm.store import revision, schema, state, sums
 from hsmkm.store.anchor import Anchor
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.store.failures import database_errors
 from hsmkm.store.group_commit import GroupCommit
 from hsmkm.store.guard import Guard, Opening
 from hsmkm.store.snapshot import copy_store
@@ -65,10 +66,6 @@ class Authenticator(Protocol):
 
     def still_there(self) -> None:
         """Raise TokenUnreachableError if the keys for new work were retired by another process."""
-
-
-class StoreUnavailableError(HsmkmError):
-    """The database is locked by another, full, damaged or gone; nothing was changed."""
 
 
 class Transaction:
@@ -175,8 +172,9 @@ class Transaction:
 
     def stream(self, statement: Select[Any]) -> Iterator[StoredRow]:
         """Read rows without holding them all."""
-        for row in self.connection.execute(statement, execution_options={"yield_per": 1000}):
-            yield row._asdict()
+        with self.connection.execute(statement, execution_options={"yield_per": 1000}) as result:
+            for row in result:
+                yield row._asdict()
 
     def mac(self, label: str, *values: Value) -> Mac:
         """Make the MAC of a row; the mechanism and the integrity key's number are part of what it covers."""
@@ -220,7 +218,7 @@ class Store:
     ) -> None:
         self._engine = engine
         self._authenticator = authenticator
-        self.guard = Guard(authenticator, anchor, self.read) if authenticator else None
+        self.guard = Guard(authenticator, anchor, self.read, self._alone_at_anchor) if authenticator else None
         self._actor = actor
         self._clock = clock
         self.permit: Permit | None = None
@@ -238,9 +236,22 @@ class Store:
 
         engine = engines.open_engine(url, create=True)
         try:
-            with _database_errors():
-                _known_revision(engine)
+            with database_errors():
+                if revision.known(engine) is None:
+                    revision.refuse_strangers(engine)
                 upgrade(engine)
+        finally:
+            engine.dispose()
+
+    @classmethod
+    def exists(cls, url: str) -> bool:
+        """Tell whether there is a store, of whatever schema; raises RefusedError for what is another program's."""
+        if not engines.exists(url):
+            return False
+        engine = engines.open_engine(url)
+        try:
+            with database_errors():
+                return revision.known(engine) is not None
         finally:
             engine.dispose()
 
@@ -261,8 +272,8 @@ class Store:
         """
         engine = engines.open_engine(url)
         try:
-            with _database_errors():
-                _check_schema(engine)
+            with database_errors():
+                revision.require_newest(engine)
             opened = cls(engine, authenticator, actor, clock or _utc_now, anchor)
             if opened.guard is not None:
                 opened.guard.opened(opening)
@@ -314,7 +325,7 @@ class Store:
     def _change(self, action: str, *, although_retired: bool = False) -> Iterator[tuple[Transaction, _Shared]]:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
-        with self._once(), _database_errors(), self._group.block() as shared:
+        with self._once(), database_errors(), self._group.block() as shared:
             tx = Transaction(shared.connection, self._authenticator, self._clock(), writes=True)
             tx.before = shared.state
             if not although_retired:
@@ -331,7 +342,6 @@ class Store:
         with ExitStack() as stack:
             connection = stack.enter_context(self._engine.connect())
             connection.begin()
-            engines.writes_through(connection)
             tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
             found = self.guard.enter(tx)
             if found.mac.key_number > self.guard.authenticator.integrity_key:
@@ -342,19 +352,24 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Read the store as it is at one moment."""
-        with _database_errors(), self._engine.connect() as plain:
+        with database_errors(), self._engine.connect() as plain:
             connection = plain.execution_options(**{engines.READ_ONLY: True})
             with connection.begin():
                 yield Transaction(connection, self._authenticator, self._clock())
 
     def copy_to(self, path: Path) -> None:
         """Copy the database as it is at one moment into a new file; raises RefusedError where it is no SQLite file."""
-        with _database_errors():
+        with database_errors():
             copy_store(self._engine, path)
 
     def sweep(self) -> bool:
         """Leave nothing that was deleted in the database's files; False where that is not sure."""
         return engines.sweep(self._engine)
+
+    @contextmanager
+    def _alone_at_anchor(self) -> Iterator[None]:
+        with database_errors(), engines.alone_at_anchor(self._engine):
+            yield
 
     @contextmanager
     def _once(self) -> Iterator[None]:
@@ -401,13 +416,13 @@ class _Shared:
     def back_to_savepoint(self) -> None:
         """Undo a block; StoreUnavailableError where the database has given up the whole transaction."""
         if self._savepoint is not None:
-            with _database_errors():
+            with database_errors():
                 self._savepoint.rollback()
 
     def commit(self) -> None:
         """Write the state, commit, and raise the anchor."""
         try:
-            with _database_errors():
+            with database_errors():
                 after = state.write(self._tx, self.state) if self._changed else None
                 self.connection.commit()
         finally:
@@ -462,44 +477,12 @@ def _where(statement: Any, table: Table, key: Mapping[str, Any]) -> Any:  # noqa
     return statement
 
 
-def _check_schema(engine: Engine) -> None:
-    found = _known_revision(engine)
-    if found is None:
-        raise RefusedError("the database is not a store of hsmkm", hint="make one with hsmkm init")
-    if found != schema.HEAD:
-        raise RefusedError(f"the store has the older schema {found}", hint="upgrade it with hsmkm store upgrade")
-
-
 def refuse_other_schema(tx: Transaction) -> None:
     """Raise RefusedError where the store was brought to another schema since it was opened."""
     found = tx.connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     if found != schema.HEAD:
         text = f"the store has the schema {found} now, and this program works with {schema.HEAD}"
         raise RefusedError(text, hint="upgrade what is older of both, and begin again: hsmkm store upgrade")
-
-
-def _known_revision(engine: Engine) -> str | None:
-    with engine.connect() as plain:
-        connection = plain.execution_options(**{engines.READ_ONLY: True})
-        with connection.begin():
-            if not connection.dialect.has_table(connection, "alembic_version"):
-                return None
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    if found is not None and found not in schema.REVISIONS:
-        raise RefusedError(f"the store's schema {found} is newer than this program", hint="use the newer hsmkm")
-    return found
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    """Name the database's errors from the caller's side; values never come along (hide_parameters)."""
-    try:
-        yield
-    except exc.IntegrityError as error:
-        raise RefusedError("such a row is there already, or what it refers to is not", [str(error.orig)]) from error
-    except exc.DBAPIError as error:
-        hint = "see whether another process holds it, the disk is full, or the server is down"
-        raise StoreUnavailableError(f"the store cannot be used: {error.orig}", hint=hint) from error
 
 
 def _utc_now() -> datetime:

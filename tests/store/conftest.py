@@ -16,6 +16,7 @@ from hsmkm.store.key_set import KEY_OCTETS, WRAP_OCTETS, KeySet, KeySetRef, KeyS
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Store
 from hsmkm.token.types import KeyRole, Mac
+from tests.postgresql import Cluster, chosen
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -78,11 +79,37 @@ def factory(authenticator: SoftwareAuthenticator) -> Factory:
     return Factory(authenticator)
 
 
+@pytest.fixture(scope="session")
+def server_template(cluster: Cluster) -> str:
+    """A database with an empty store, of which each test takes a copy."""
+    name = cluster.create()
+    Store.create(cluster.url(name))
+    return name
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def server_url(cluster: Cluster, server_template: str) -> Iterator[str]:
+    """An empty store in PostgreSQL."""
+    name = cluster.create(server_template)
+    with cluster.connect(name) as connection:
+        connection.execute("UPDATE epoch SET instance = %s", [secrets.token_bytes(16)])
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+def file_url(tmp_path: Path) -> str:
+    """An empty store in a SQLite file."""
     address = f"sqlite:{tmp_path / 'store.db'}"
     Store.create(address)
     return address
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty store in the database that this run is for."""
+    found: str = request.getfixturevalue("server_url" if chosen() else "file_url")
+    return found
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from hsmkm.store import counters, meters, parties
 from hsmkm.store.anchor import Anchored, FileAnchor, held
 from hsmkm.store.guard import Opening
 from hsmkm.store.store import Store
+from tests.database import alter, keep, remove
 
 if TYPE_CHECKING:
     from tests.store.conftest import Factory, SoftwareAuthenticator
@@ -49,21 +48,7 @@ def opened(url: str, authenticator: SoftwareAuthenticator, anchor: CountedAnchor
 @pytest.fixture
 def kept(url: str, tmp_path: Path) -> Callable[[str], Callable[[], None]]:
     """Keep a copy of the database, and give what puts it back."""
-    path = Path(url.removeprefix("sqlite:"))
-
-    def keep(name: str) -> Callable[[], None]:
-        copy = tmp_path / name
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-
-        def put_back() -> None:
-            for rest in path.parent.glob(path.name + "*"):
-                rest.unlink()
-            shutil.copy(copy, path)
-
-        return put_back
-
-    return keep
+    return lambda name: keep(url, tmp_path / name)
 
 
 def note(store: Store, *subjects: str) -> None:
@@ -172,9 +157,7 @@ def test_a_crash_between_commit_and_anchor_is_taken_and_made_good(
 def test_a_new_database_in_place_of_the_old_one_is_refused(opened: Callable[..., Store], url: str) -> None:
     with opened() as store:
         note(store, "a")
-    path = Path(url.removeprefix("sqlite:"))
-    for rest in path.parent.glob(path.name + "*"):
-        rest.unlink()
+    remove(url)
     Store.create(url)
     with pytest.raises(IntegrityError, match="no state, and its anchor knows one"):
         opened()
@@ -248,12 +231,6 @@ def test_a_row_that_was_deleted_or_put_back_is_refused_at_opening(opened: Callab
         with pytest.raises(IntegrityError, match=r"parties: it has 1 row\(s\), and 2 were written"):
             opened()
     opened().close()
-
-
-def alter(url: str, *statements: str) -> None:
-    with closing(sqlite3.connect(url.removeprefix("sqlite:"))) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import audit, counters, group_commit, meters
 from hsmkm.store.anchor import FileAnchor
 from hsmkm.store.check import check
+from hsmkm.store.failures import StoreUnavailableError
 from hsmkm.store.group_commit import GroupCommit, UncommittedError
-from hsmkm.store.store import Store, StoreUnavailableError
+from hsmkm.store.store import Store
 
 if TYPE_CHECKING:
     from tests.store.conftest import Factory, SoftwareAuthenticator

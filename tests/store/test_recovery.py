@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +17,7 @@ from hsmkm.store.key_set import MAX_GENERATION_STEP
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.store.recovery import Loss
 from hsmkm.store.store import Store
+from tests.database import keep
 
 if TYPE_CHECKING:
     from tests.store.conftest import Factory, SoftwareAuthenticator
@@ -34,7 +32,6 @@ class Home:
 
     def __init__(self, url: str, authenticator: SoftwareAuthenticator, folder: Path) -> None:
         self.url, self.authenticator, self.folder = url, authenticator, folder
-        self.path = Path(url.removeprefix("sqlite:"))
         self.anchor = folder / "elsewhere" / "anchor"
 
     def open(self, opening: Opening = Opening.USE) -> Store:
@@ -42,14 +39,7 @@ class Home:
         return Store.open(self.url, self.authenticator, "tester", lambda: NOW, anchor=anchor, opening=opening)
 
     def keep(self) -> None:
-        (self.folder / "kept").unlink(missing_ok=True)
-        with closing(sqlite3.connect(self.path)) as one, closing(sqlite3.connect(self.folder / "kept")) as other:
-            one.backup(other)
-
-    def restore(self) -> None:
-        for rest in self.path.parent.glob(self.path.name + "*"):
-            rest.unlink()
-        shutil.copy(self.folder / "kept", self.path)
+        self.restore = keep(self.url, self.folder / "kept")
 
     def recover(self) -> tuple[Loss, int, list[bytes]]:
         with self.open(Opening.RECOVERY) as store:
@@ -210,11 +200,10 @@ def test_the_lost_database_is_refused_when_it_comes_back(home: Home, tmp_path: P
     home.reserve(KNOWN)
     home.keep()
     home.reserve(KNOWN)
-    shutil.copy(home.path, tmp_path / "newest")
+    put_newest_back = keep(home.url, tmp_path / "newest")
     home.restore()
     home.recover()
-    shutil.copy(tmp_path / "newest", tmp_path / "kept")
-    home.restore()
+    put_newest_back()
     with pytest.raises(IntegrityError, match="restored or cut short"):
         home.open()
 
@@ -241,7 +230,6 @@ def test_there_is_nothing_to_recover_where_nothing_was_lost_and_no_other_store_i
     Store.create(other)
     with Store.open(other, authenticator, "tester") as store, store.begin("x", "y", {}):
         pass
-    home.path = home.folder / "other.db"
     home.url = other
     with pytest.raises(IntegrityError, match="another one than its anchor knows"):
         home.recover()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pytest
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import check, transactions
 from hsmkm.store.store import Store
+from tests.database import alter
 
 if TYPE_CHECKING:
     from tests.store.conftest import SoftwareAuthenticator
@@ -34,9 +35,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def numbered(url: str, authenticator: SoftwareAuthenticator, clock: Clock) -> Store:
+def numbered(url: str, authenticator: SoftwareAuthenticator, clock: Clock) -> Iterator[Store]:
     Store.create(url)
-    return Store.open(url, authenticator, "tester", clock)
+    with Store.open(url, authenticator, "tester", clock) as opened:
+        yield opened
 
 
 def reserve(store: Store, recipient: bytes = METER, count: int = 2) -> range:
@@ -63,9 +65,7 @@ def test_an_altered_row_gives_no_number_and_is_named(
 ) -> None:
     reserve(numbered)
     numbered.close()
-    with sqlite3.connect(url.removeprefix("sqlite:")) as connection:
-        connection.execute("UPDATE transactions SET next = 1")
-    connection.close()
+    alter(url, "UPDATE transactions SET next = 1")
     with Store.open(url, authenticator, "tester") as again:
         with pytest.raises(IntegrityError, match="does not fit its mac"):
             reserve(again)

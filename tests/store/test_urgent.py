@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hsmkm.store import check, key_sets, meters, urgent
 from hsmkm.store.store import Store
 from hsmkm.token.types import KeyRole
+from tests.database import alter
 
 if TYPE_CHECKING:
     from hsmkm.store.key_set import KeySetRef
@@ -98,8 +98,6 @@ def test_an_altered_row_is_named(
 ) -> None:
     ask(store, stored(store, factory), "lost")
     store.close()
-    with sqlite3.connect(url.removeprefix("sqlite:")) as connection:
-        connection.execute("UPDATE urgent_renewals SET settled = 1")
-    connection.close()
+    alter(url, "UPDATE urgent_renewals SET settled = 1")
     with Store.open(url, authenticator, "tester") as again, again.read() as tx:
         assert [problem.table for problem in check.check(tx)] == ["urgent_renewals"]

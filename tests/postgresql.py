@@ -1,0 +1,156 @@
+"""A PostgreSQL of this test process's own: on a Unix socket in a folder of its own, and gone when the process is.
+
+A server refuses to run as root, so root runs it as `postgres` or `nobody`. Every commit is synced, as in earnest.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+SETTINGS = ("listen_addresses=", "shared_buffers=16MB", "max_connections=80", "max_wal_size=256MB", "autovacuum=off")
+READY_SECONDS = 60
+ROOM = 4 << 30
+
+
+def chosen() -> bool:
+    """Whether this run of the tests has its stores in PostgreSQL."""
+    return os.environ.get("HSMKM_TEST_STORE") == "postgresql"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A server that runs; a database is made for whoever asks."""
+
+    folder: Path
+    binaries: Path
+
+    def url(self, database: str, **options: str) -> str:
+        more = "".join(f"&{name}={value}" for name, value in options.items())
+        return f"postgresql://{self.user}@/{database}?host={self.folder}{more}"
+
+    @property
+    def user(self) -> str:
+        return "tester"
+
+    def create(self, template: str = "template0", encoding: str = "UTF8") -> str:
+        """Make a database, empty or a copy of one that nobody uses, and give its name."""
+        name = "t" + secrets.token_hex(6)
+        locale = " LOCALE 'C'" if encoding != "UTF8" else ""
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING '{encoding}'{locale}")
+        return name
+
+    def drop(self, name: str) -> None:
+        self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def run(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement by another way than hsmkm does."""
+        with self.connect(database) as connection:
+            found = connection.execute(statement.encode())
+            return found.fetchall() if found.description else []
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(host=str(self.folder), user=self.user, dbname=database, autocommit=True)
+
+
+def binaries() -> Path | None:
+    """Find the server's programs: Debian keeps them out of the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+@contextmanager
+def running(*settings: str) -> Iterator[Cluster]:
+    """Run a server, and end it whatever happens: with this process at the latest."""
+    place = binaries()
+    if place is None:
+        pytest.skip("PostgreSQL is not installed: scripts/setup says how to")
+    folder = Path(tempfile.mkdtemp(prefix="hsmkm-pg-", dir=_place()))
+    try:
+        cluster = Cluster(folder, place)
+        owner = _owner()
+        if owner:
+            os.chown(folder, owner.pw_uid, owner.pw_gid)
+        _call(
+            owner, place / "initdb", "-D", folder / "data", "-U", cluster.user, "-A", "trust", "-E", "UTF8", "--no-sync"
+        )
+        with server(cluster, *settings):
+            yield cluster
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def server(cluster: Cluster, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the server of a cluster."""
+    options = [word for one in (*SETTINGS, *settings) for word in ("-c", one)]
+    command = [cluster.binaries / "postgres", "-D", cluster.folder / "data", "-k", cluster.folder, *options]
+    with (
+        (cluster.folder / "log").open("ab") as log,
+        subprocess.Popen([*_as(_owner()), *map(str, command)], cwd="/", stdout=log, stderr=log) as process,
+    ):
+        try:
+            _wait(cluster, process)
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGQUIT)
+                process.wait(20)
+
+
+def _wait(cluster: Cluster, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while True:
+        assert process.poll() is None, (cluster.folder / "log").read_text()
+        try:
+            cluster.connect().close()
+        except psycopg.OperationalError:
+            assert time.monotonic() < end, (cluster.folder / "log").read_text()
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _place() -> str | None:
+    """In memory where there is room for it: then a commit that is synced costs no time of a disk."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= ROOM
+    return str(memory) if roomy else None
+
+
+def _owner() -> pwd.struct_passwd | None:
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name: entry for entry in pwd.getpwall()}
+    return known.get("postgres") or known["nobody"]
+
+
+def _as(owner: pwd.struct_passwd | None) -> list[str]:
+    """Begin a command: as another user, and ended by the kernel if this process is killed."""
+    user = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"] if owner else []
+    return ["setpriv", *user, "--pdeathsig=INT"]
+
+
+def _call(owner: pwd.struct_passwd | None, *command: object) -> None:
+    done = subprocess.run(
+        [*_as(owner), *map(str, command)], cwd="/", capture_output=True, text=True, check=False, timeout=READY_SECONDS
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
