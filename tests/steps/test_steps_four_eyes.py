@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hsmkm.config import load_settings
-from hsmkm.errors import PolicyError, RefusedError
+from hsmkm.errors import PolicyError, RefusedError, TokenUnreachableError
 from hsmkm.steps import approve, certify, rotate, setup
 from hsmkm.steps.approve import ApprovalRequiredError
+from hsmkm.steps.attest import check_store, verify_audit
+from hsmkm.steps.destroy import destroy
 from hsmkm.steps.migrate import migrate
 from hsmkm.steps.officers import add_approval, add_officer
 from hsmkm.steps.party import Party, open_party, utc_now
 from hsmkm.steps.provision import provision
+from hsmkm.steps.records import DESTROYED
+from hsmkm.steps.recover import open_recovery, recover_store
 from hsmkm.steps.register_party import PartyPlan, register_party
-from hsmkm.store import approvals, packages
+from hsmkm.store import approvals, audit, packages
+from hsmkm.store.approvals import USED
+from hsmkm.store.store import Store, Transaction
+from hsmkm.token.session import SOFTHSM
+from hsmkm.token.workers import Worker
 from tests.officers import Person, certify_officers, register_officers, set_policy
-from tests.realm import ACTOR, TITLES, Realm, certify_home
+from tests.realm import ACTOR, TITLES, Realm, certify_home, title_of
+from tests.steps.test_steps_migrate import agreement, new_home
+from tests.steps.test_steps_recover import copy_store, put_back
 
 
 @pytest.fixture
@@ -247,3 +262,107 @@ def test_a_list_past_its_date_approves_nothing(realm: Realm, people: dict[str, P
     with realm.open("factory") as party, pytest.raises(RefusedError) as error:
         add_approval(party, signed(party, people["alice"], folder))
     assert "there is no revocation list of 'Test Officer Issuing'" in error.value.reasons
+
+
+def _destroy(party: Party, approval: str) -> None:
+    destroy(party, [title_of(1)], approval)
+
+
+def _recover(party: Party, approval: str) -> None:
+    recover_store(party, approval)
+
+
+def _rotate(party: Party, approval: str) -> None:
+    rotate.rotate(party, approval)
+
+
+def _migrate(party: Party, approval: str) -> None:
+    realm = Realm(party.home.parent)
+    migrate(party, agreement(realm, "moved"), realm.folder / "archive", False, approval)
+
+
+DOINGS: dict[str, Callable[[Party, str], None]] = {
+    "meter-destroy": _destroy,
+    "store-recover": _recover,
+    "token-rotate": _rotate,
+    "token-migrate": _migrate,
+}
+"""What is approved; a home that migrates does nothing after it."""
+
+
+def opener(action: str) -> Callable[[Path, str], AbstractContextManager[Party]]:
+    return open_recovery if action == "store-recover" else open_party
+
+
+def die(party: Party, action: str, approval: str, moment: str) -> None:
+    """Do it, and be killed when the approval is used up: inside of its transaction, or right after that."""
+    put, begin, used = approvals.put, Store.begin, list[str]()
+
+    def dying_put(tx: Transaction, approval: approvals.Approval) -> None:
+        put(tx, approval)
+        if approval.state == USED:
+            used.append(approval.id)
+            if moment == "inside":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def dying_begin(store: Store, *arguments: Any, **options: Any) -> Iterator[Transaction]:  # noqa: ANN401 - passed on as they are
+        with begin(store, *arguments, **options) as tx:
+            yield tx
+        if used:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    approvals.put = dying_put
+    Store.begin = dying_begin  # type: ignore[assignment,method-assign]
+    DOINGS[action](party, approval)
+
+
+def recorded(realm: Realm, action: str) -> tuple[int, list[str]]:
+    """How often it was done, by the audit log, and what became of the approvals of it."""
+    with opener(action)(realm.home("factory"), ACTOR) as party, party.store.read() as tx:
+        done = audit.tally(tx, DESTROYED if action == "meter-destroy" else action)
+        return sum(item.count for item in done), [one.state for one in approvals.listing(tx) if one.action == action]
+
+
+def restore(realm: Realm, copy: Path) -> None:
+    """Put the factory's database back to what it was a change ago."""
+    copy_store(realm.home("factory"), copy)
+    with realm.open("factory") as party, party.store.begin("test-change", "c", {}):
+        pass
+    put_back(realm.home("factory"), copy)
+
+
+def kill(realm: Realm, action: str, approval: str, moment: str) -> None:
+    with pytest.raises(TokenUnreachableError), Worker(opener(action), realm.home("factory"), ACTOR) as worker:
+        worker.call(die, action, approval, moment)
+
+
+@pytest.mark.slow
+def test_killed_between_its_use_and_its_effect_an_approval_has_both_or_neither(
+    realm: Realm, people: dict[str, Person], tmp_path: Path
+) -> None:
+    (signed_files := tmp_path / "signed").mkdir()
+    with realm.open("factory") as party:
+        provision(party, realm.order(1), "line")
+    new_home(realm, "moved", SOFTHSM)
+    register_officers(realm, "factory", people)
+    set_policy(realm, "factory", four_eyes='["meter-destroy", "store-recover", "token-rotate", "token-migrate"]')
+    for action, work in DOINGS.items():
+        if action == "store-recover":
+            restore(realm, tmp_path / "backup.db")
+        with opener(action)(realm.home("factory"), ACTOR) as party:
+            with pytest.raises(ApprovalRequiredError) as error:
+                work(party, "")
+            approval = approved(party, error.value, people["bob"], signed_files)
+        assert recorded(realm, action) == (0, [])
+        kill(realm, action, approval, "inside")
+        assert recorded(realm, action) == (0, [])
+        kill(realm, action, approval, "after")
+        assert recorded(realm, action) == (1, [USED])
+        if action == "token-rotate":
+            with realm.open("factory") as party:
+                assert {item.number for item in rotate.rotate(party)} == {2}
+    with realm.open("factory") as party:
+        _migrate(party, "")
+        assert (realm.folder / "archive").is_file()
+        assert check_store(party) == verify_audit(party, ()) == []
