@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from hsmkm.config import load_model
-from hsmkm.errors import IntegrityError, ProtocolError, TransportError
+from hsmkm.errors import HsmkmError, IntegrityError, ProtocolError, TransportError
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps.agree import by_agreement
 from hsmkm.steps.attempts import in_doubt, note_refusal, spend
@@ -291,9 +291,11 @@ def _probe(work: Work, pair: Pair, candidate: KeySet, what: str) -> bool:
     try:
         with associated(work.speaking, pair, partial(spend, work, what)) as client:
             client.action(key_transfer_method(work.speaking.model), payload)
-    except (MeterRefusedError, IntegrityError, ProtocolError, TransportError) as error:
+    except HsmkmError as error:
         with work.party.store.begin("master-probe-outcome", work.title, {"outcome": error.message}) as tx:
             intents.outcome(tx, intent, "refused" if isinstance(error, MeterRefusedError) else "unknown")
+        if not isinstance(error, MeterRefusedError | IntegrityError | ProtocolError | TransportError):
+            raise
         note_refusal(work, what, error.message)
         return False
     with work.party.store.begin("master-probe-outcome", work.title, {"outcome": "accepted"}) as tx:

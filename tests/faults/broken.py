@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from signal import SIGKILL
 from typing import Any
 
 from hsmkm.link.client import Client
@@ -55,11 +58,17 @@ def counters_without_commit() -> None:
     counters.reserve = forgetful
 
 
-def sent_after_the_transfer() -> None:
-    """A key transfer is recorded when the meter has answered it."""
+def _be_killed() -> None:
+    os.kill(os.getpid(), SIGKILL)
+
+
+def sent_after_the_transfer(before: Callable[[], None] | None = None) -> None:
+    """A key transfer is recorded when the meter has answered it; something may happen before that."""
 
     def send(work: Work, client: Client, stage: Stage) -> None:
         renew._request(work, stage)(client)
+        if before is not None:
+            before()
         with work.party.store.begin("key-transfer", work.title, {}) as tx:
             work.advance(tx, RenewalState.SENT, stage.name)
             work.advance(tx, RenewalState.ACKNOWLEDGED)
@@ -71,4 +80,5 @@ VARIANTS: Mapping[str, Callable[[], None]] = {
     "rename before commit": rename_before_commit,
     "counters without commit": counters_without_commit,
     "sent after the transfer": sent_after_the_transfer,
+    "killed before it is recorded": partial(sent_after_the_transfer, _be_killed),
 }

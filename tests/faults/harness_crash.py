@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
+from typing import TypeVar
 
 from hsmkm.simulator.state import load
 from tests.faults import tracing, wire
@@ -29,9 +30,10 @@ from tests.faults.report import Report
 from tests.faults.stage import Ended, Request, Stage
 from tests.faults.tracing import KILL, Site
 from tests.field import state_path
-from tests.realm import TITLES, Realm
+from tests.realm import ACTOR, HSMKM, TITLES, Realm
 from tests.tap import tapping
 
+T = TypeVar("T")
 LANES = 2
 CONTROLS = {"export": "rename before commit", "inject": "counters without commit", "renew": "sent after the transfer"}
 CONTROL_SITES, FEW_CONTROL_SITES = 40, 12
@@ -42,7 +44,9 @@ SHOWN = ("packages/*.p7m", "receipts/*.p7m")
 THINNED = {("pwrite64", LOG): 2, **dict.fromkeys(product(("openat", "write"), ("token",)), 10)}
 """Of so many calls of a kind one is a site: a page of the log takes two writes, and SoftHSM cuts a file before each."""
 
-DEFECT = "this is a defect"
+DEFECTS = ("this is a defect", "Traceback")
+OTHER_SITES = 8
+"""So many kills of what a command starts: its worker's calls are the operation's, which are struck one by one."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,7 +77,12 @@ class Lane:
             ended = self._traced(operation, realm, "", "")
         assert ended.answer is not None, ended
         assert ended.answer.error == "", ended
-        return tracing.sites(self._trace)
+        if OPERATIONS[operation].words is None:
+            return tracing.sites(self._trace)
+        orchestrating, *others = tracing.sites_of_each(self._trace)
+        calls = {(site.call, site.ordinal): site for site in [*chain(*others), *orchestrating]}
+        mine = {(site.call, site.ordinal) for site in orchestrating}
+        return [*orchestrating, *spread([site for call, site in calls.items() if call not in mine], OTHER_SITES, 1)]
 
     def inject(self, injection: Injection, broken: str = "") -> tuple[bool, list[str]]:
         """Run an operation with a fault and once more without; whether it was hit, and what is wrong after it."""
@@ -102,6 +111,10 @@ class Lane:
         return Place(str(realm.folder), self.realms.tap.address)
 
     def _traced(self, operation: str, realm: Realm, inject: str, broken: str) -> Ended:
+        words = OPERATIONS[operation].words
+        if words is not None:
+            command = [str(HSMKM), "--home", str(realm.home(OPERATIONS[operation].home)), "--actor", ACTOR]
+            return tracing.run_command([*command, *words(self._place(realm))], self._trace, inject)
         process = self.stage.begin(Request("act", operation, self._place(realm), held=True, broken=broken))
         with tracing.traced(process, self._trace, inject):
             return self.stage.ended()
@@ -134,7 +147,7 @@ class Lane:
 def _of_the_first(ended: Ended, fault: str) -> Iterator[str]:
     if ended.answer is None and (fault != KILL or ended.signal != SIGKILL):
         yield f"it ended by signal {ended.signal} without an answer"
-    if ended.answer is not None and DEFECT in ended.answer.hint:
+    if ended.answer is not None and any(sign in ended.answer.hint for sign in DEFECTS):
         yield f"it failed as a defect: {ended.answer.error}"
 
 
@@ -183,7 +196,9 @@ def every_injection(opened: Lane, operations: Sequence[str]) -> list[Injection]:
         first = {(site.call, site.kind): site for site in reversed(listed)}
         ends = {*first.values(), *last.values()}
         for number, site in enumerate(listed):
-            if site in ends:
+            if OPERATIONS[operation].words is not None:
+                found.append(Injection(operation, site, KILL))
+            elif site in ends:
                 found += [Injection(operation, site, fault) for fault in site.faults()]
             elif number % THINNED.get((site.call, site.kind), 1) == 0:
                 found.append(Injection(operation, site, KILL))
@@ -203,7 +218,7 @@ def chosen(found: Sequence[Injection], sample: int | None, seed: int) -> list[In
     return [one for _, one in sorted(ranked, key=lambda item: item[0])][:sample]
 
 
-def spread(found: Sequence[Injection], count: int, seed: int) -> list[Injection]:
+def spread(found: Sequence[T], count: int, seed: int) -> list[T]:
     """Choose so many evenly over the whole operation, from a beginning that the seed chooses."""
     step = max(len(found) / count, 1.0)
     begin = random.Random(seed).random() * step  # noqa: S311 - a choice that a seed repeats

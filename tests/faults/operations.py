@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -57,7 +57,7 @@ RESOLUTIONS = 6
 """How often a person tries to resolve a meter before it counts as lost."""
 
 _EXPECTED = re.compile(
-    r"hsmkm\.toml|initial\.json|store\.db(-wal|-shm)?|packages\.lock|(packages|receipts)/[0-9a-f-]{36}\.p7m|"
+    r"hsmkm\.toml|initial\.json|health\.json|store\.db(-wal|-shm)?|packages\.lock|(packages|receipts)/[0-9a-f-]{36}\.p7m|"
     r"token/(softhsm2\.conf|pin|so-pin|login\.lock|tokens/.*)|tls/key\.pem|trust/.*|certificates/[\w-]+\.(pem|csr)|models/[\w-]+\.toml|.*\.lock"
 )
 
@@ -92,6 +92,9 @@ class Operation:
     check: Callable[[Party, Place], Iterator[str]]
     speaks: bool = False
     """Whether it speaks to a meter."""
+
+    words: Callable[[Place], tuple[str, ...]] | None = None
+    """The words of the command that a user gives, where it is that which is interrupted, with its processes."""
 
     def run(self, place: Place, verb: str) -> Answer:
         """Open the party and act, or do it again and look through what there is."""
@@ -389,4 +392,15 @@ OPERATIONS = {
     "rotate": Operation("factory", "injected", _rotate, _rotate, _rotated),
     "request": Operation("newcomer", "bare", _request, _request, _requested),
     "issue": Operation("authority", "asked", _issue, _issue, _issued),
+}
+OPERATIONS |= {
+    "hsmkm meter provision": replace(
+        OPERATIONS["provision"],
+        words=lambda place: ("meter", "provision", f"{place.folder}/order.csv", "--line", "line"),
+    ),
+    "hsmkm package import": replace(
+        OPERATIONS["import"],
+        words=lambda place: ("package", "import", *map(str, Path(place.folder, "delivered").glob("*.p7m"))),
+    ),
+    "hsmkm renew": replace(OPERATIONS["renew"], words=lambda _: ("renew", METER)),
 }

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 HARNESSES = {"meters": harness_meters.run, "relay": harness_relay.run, "virtual": harness_virtual.run}
 
 
-@pytest.mark.parametrize(("name", "sample"), [("meters", 18), ("relay", 9), ("virtual", 6)])
+@pytest.mark.parametrize(("name", "sample"), [("meters", 18), ("relay", 8), ("virtual", 6)])
 def test_meters_that_fail_or_are_lied_about_end_with_the_keys_the_store_calls_active(
     realm: Realm,
     gurux_python: Path,  # noqa: ARG001 - it skips where there is no peer

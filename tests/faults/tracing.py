@@ -14,19 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 
-from tests.faults.stage import LET_GO
+from tests.faults.operations import Answer
+from tests.faults.stage import LET_GO, Ended
 
 KILL, EIO, ENOSPC = "SIGKILL", "EIO", "ENOSPC"
 FAULTS = (KILL, EIO, ENOSPC)
 ATTACH_SECONDS = 20
+COMMAND_SECONDS = 120
 
 _FILES = (
     "openat,creat,write,pwrite64,writev,pwritev,fsync,fdatasync,ftruncate,truncate,fallocate,"
     "rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,chmod,fchmod,fchmodat"
 )
 _WIRE = "sendto,sendmsg,recvfrom,recvmsg,shutdown"
-_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)$")
+_CALL = re.compile(r"^(?:(\d+) +)?(\w+)\((.*)$")
 _OPENS_TO_WRITE = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 _PLACE = re.compile(r'<((?:[^<>\\]|\\.)+)>|"((?:[^"\\]|\\.)*)"')
 _KINDS = (
@@ -67,15 +70,34 @@ class Site:
 @contextmanager
 def traced(process: int, trace: Path, inject: str = "") -> Iterator[None]:
     """Trace a held fork, which begins as soon as it is traced, and wait until the tracer ended with it."""
-    strace = shutil.which("strace")
-    assert strace, "strace is missing: apt-get install strace, or scripts/setup"
-    calls = f"{_FILES},{_WIRE},getpgid"
-    arguments = [strace, "-q", "-y", "-s", "0", "-e", "signal=none", "-e", f"trace={calls}", "-o", str(trace)]
-    arguments += ["-e", f"inject=getpgid:retval={LET_GO}"]
-    arguments += ["-e", f"inject={inject}"] if inject else []
+    arguments = [*_strace(trace, inject, "getpgid"), "-e", "signal=none", "-e", f"inject=getpgid:retval={LET_GO}"]
     with subprocess.Popen([*arguments, "-p", str(process)], stderr=subprocess.DEVNULL) as tracer:
         yield
         tracer.wait(ATTACH_SECONDS)
+
+
+def run_command(words: list[str], trace: Path, inject: str = "") -> Ended:
+    """Run a command, traced with every process and thread that it starts, until all of them ended.
+
+    The answer is what the command said to stderr; there is none where it was killed itself.
+    """
+    arguments = [*_strace(trace, inject), "-e", "signal=SIGKILL", "-f"]
+    with subprocess.Popen([*arguments, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            _, said = tracer.communicate(timeout=COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            tracer.terminate()
+            return Ended(0, None)
+    killed = SIGKILL if "killed by SIGKILL" in trace.read_text(errors="replace") else 0
+    return Ended(killed, None if tracer.returncode == -SIGKILL else Answer(said if tracer.returncode else "", said))
+
+
+def _strace(trace: Path, inject: str, also: str = "") -> list[str]:
+    strace = shutil.which("strace")
+    assert strace, "strace is missing: apt-get install strace, or scripts/setup"
+    calls = ",".join(filter(None, (_FILES, _WIRE, also)))
+    arguments = [strace, "-q", "-y", "-s", "0", "-e", f"trace={calls}", "-o", str(trace)]
+    return arguments + (["-e", f"inject={inject}"] if inject else [])
 
 
 def injection(site: Site, fault: str) -> str:
@@ -85,19 +107,25 @@ def injection(site: Site, fault: str) -> str:
 
 
 def sites(trace: Path) -> list[Site]:
-    """List the sites of a run that was traced to its end."""
-    counts: Counter[str] = Counter()
-    found = []
+    """List the sites of a run of one process that was traced to its end."""
+    (found,) = sites_of_each(trace)
+    return found
+
+
+def sites_of_each(trace: Path) -> list[list[Site]]:
+    """List the sites of each process and thread that was traced to its end; calls are counted in each apart."""
+    counts: Counter[tuple[str, str]] = Counter()
+    found: dict[str, list[Site]] = {}
     for line in trace.read_text(errors="replace").splitlines():
         match = _CALL.match(line)
-        if match is None or match[1] == "getpgid":
+        if match is None or match[2] == "getpgid":
             continue
-        call, rest = match[1], match[2]
-        counts[call] += 1
+        process, call, rest = match[1] or "", match[2], match[3]
+        counts[process, call] += 1
         if call == "openat" and not _OPENS_TO_WRITE.search(rest):
             continue
-        found.append(Site(call, counts[call], _kind(rest)))
-    return found
+        found.setdefault(process, []).append(Site(call, counts[process, call], _kind(rest)))
+    return list(found.values())
 
 
 def was_refused(trace: Path) -> bool:
