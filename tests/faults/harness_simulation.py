@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,7 +28,7 @@ from tests.faults.report import Report
 from tests.faults.simulation import Template, runs_on
 
 SEEDS = 10_000
-CONTROL_SEEDS = 6
+CONTROL_SEEDS = 4
 CHUNK = 25
 MEMORY = Path("/dev/shm")  # noqa: S108 - a place in memory; the folder made there is ours alone
 
@@ -40,12 +39,15 @@ def run(sample: int | None, seed: int, processes: int | None = None) -> Report:
     chunks = [(begin, min(begin + CHUNK, last)) for begin in range(seed, last, CHUNK)]
     most = min(processes or os.cpu_count() or 1, len(chunks))
     with folder() as place:
+        template = Template.make(place)
         if most == 1:
-            found = [_chunk(place, chunk) for chunk in chunks]
+            found = [_chunk(template, chunk) for chunk in chunks]
+            controls = [_control(template, name) for name in VARIANTS]
         else:
             with ProcessPoolExecutor(most, multiprocessing.get_context("spawn")) as pool:
-                found = list(pool.map(_chunk, [place] * len(chunks), chunks))
-        controls = [_control(place, name) for name in VARIANTS]
+                waiting = [pool.submit(_control, template, name) for name in VARIANTS]
+                found = list(pool.map(_chunk, [template] * len(chunks), chunks))
+                controls = [one.result() for one in waiting]
     hits = sum(count for count, _ in found)
     violations = tuple(text for _, texts in found for text in texts)
     return Report("simulation", hits, violations, sum(controls) if all(controls) else 0)
@@ -61,21 +63,16 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(made)
 
 
-_templates: dict[Path, Template] = {}
+def _own(template: Template) -> Path:
+    """Give a folder for the databases of this process."""
+    own = template.folder / str(os.getpid())
+    own.mkdir(exist_ok=True)
+    return own
 
 
-def _template(place: Path) -> Template:
-    if place not in _templates:
-        own = place / str(os.getpid())
-        own.mkdir()
-        _templates[place] = Template.make(own)
-    return _templates[place]
-
-
-def _chunk(place: Path, seeds: tuple[int, int]) -> tuple[int, list[str]]:
+def _chunk(template: Template, seeds: tuple[int, int]) -> tuple[int, list[str]]:
     """Run seeds in this process: how much befell them, and what was violated."""
-    template = _template(place)
-    worlds = [runs_on(template, template.folder, seed) for seed in range(*seeds)]
+    worlds = [runs_on(template, _own(template), seed) for seed in range(*seeds)]
     return sum(world.befell.total() for world in worlds), [text for world in worlds for text in world.violations]
 
 
@@ -117,9 +114,8 @@ VARIANTS: Mapping[str, Callable[[], object]] = {
 """By what a world says of each."""
 
 
-def _control(place: Path, said: str) -> int:
+def _control(template: Template, said: str) -> int:
     """Count the worlds in which a broken variant is found out for what it is."""
-    template = _template(place)
     with VARIANTS[said]():  # type: ignore[attr-defined]
-        worlds = (runs_on(template, template.folder, seed) for seed in islice(range(10**6, 10**7), CONTROL_SEEDS))
+        worlds = (runs_on(template, _own(template), seed) for seed in range(10**6, 10**6 + CONTROL_SEEDS))
         return sum(any(said in text for text in world.violations) for world in worlds)

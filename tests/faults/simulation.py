@@ -1,9 +1,9 @@
 """A campaign in a world that a seed makes: clock, network, token, meters and crashes are simulated, the rest is real.
 
-What is real: the campaign's decisions (`hsmkm.campaign.plan`), renewal and resolution with all of their associations,
-the store with its anchor, leases and counters in a database file, and the protocol of the virtual meters. The seed
-decides what befalls each exchange and each new key, at which steps the process dies or the token is gone, what is
-renewed, and how the meters behave. A seed always gives the same run: `World.trace` is the digest of all APDUs.
+What is real: the campaign with its slices and decisions (`hsmkm.campaign`), renewal and resolution with all of their
+associations, the store with its anchor, leases and counters in a database file, and the protocol of the virtual meters.
+The seed decides what befalls each exchange and each new key, at which steps the process dies or the token is gone, what
+is renewed, and how the meters behave. A seed always gives the same run: `World.trace` is the digest of all APDUs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
@@ -26,8 +27,9 @@ from unittest.mock import patch
 
 from sqlalchemy import Engine, event
 
-from hsmkm.campaign import plan
-from hsmkm.campaign.plan import End, Finish, Rest, Stop, Take, View, Wait
+from hsmkm.campaign import attempt, control, fitness, plan, slices
+from hsmkm.campaign.create import Asked, create
+from hsmkm.campaign.plan import Finish, Rest, Stop, Wait
 from hsmkm.campaign.terms import Limit, Terms
 from hsmkm.config import load_model, load_settings
 from hsmkm.dlms.types import KeyId, SecuritySuite, SystemTitle
@@ -37,13 +39,12 @@ from hsmkm.simulator.fate import Chances, Mishap
 from hsmkm.simulator.fleet import Device, Fleet, FleetSettings
 from hsmkm.simulator.session import Session
 from hsmkm.simulator.state import MeterState
-from hsmkm.steps import attempts, communicate, renew, resolve
+from hsmkm.steps import attempts, communicate, resolve
 from hsmkm.steps.party import Party
-from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS, InDoubtError
-from hsmkm.steps.results import Outcome
+from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS
 from hsmkm.steps.setup import write_home
-from hsmkm.store import engine, guard, key_sets, meters, renewals
-from hsmkm.store.campaign import LEFT, CampaignMeter, CampaignState, Standing
+from hsmkm.store import campaigns, engine, guard, key_sets, meters, renewals
+from hsmkm.store.campaign import CampaignState, Standing
 from hsmkm.store.key_set import IDENTITY_OCTETS, KeySet, KeySetRef, KeyState, StoredKey, unpack
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Store
@@ -58,12 +59,17 @@ FIRST = SystemTitle.from_serial("MMM", 1)
 SERVER, CLIENT = 0, 1
 """A meter has one Security Setup and one client."""
 
+CAMPAIGN = "simulated"
+SESSION = cast("Any", SimpleNamespace(uri=SimpleNamespace(token=CAMPAIGN, serial="1")))
+POLL = timedelta(hours=1)
+"""Time is for nothing here, and each look at the campaign is a transaction."""
+
 OPEN_ENGINE = engine.open_engine
 
 STEPS_AT_MOST = 900
 """A crash strikes at one of so many steps; a renewal of all keys of a meter takes some 250."""
 
-TURNS_AT_MOST = 10_000
+TURNS_AT_MOST = 200
 """Decisions that a campaign of two meters takes at most, most of them to wait on; more go round in circles."""
 
 
@@ -225,6 +231,7 @@ class World:
         self._chance = random.Random(seed)  # noqa: S311 - a simulation that can be replayed
         self._template = template
         self._path = folder / "world.db"
+        self._file = folder / "meters.txt"
         self.now = BEGIN
         self.violations: list[str] = []
         self.record = IvRecord()
@@ -256,9 +263,7 @@ class World:
             rate=chance.choice((None, 0.1)),
             slice=chance.randint(1, 2),
         ).checked()
-        self.rows = {
-            number: CampaignMeter(title_of(number), Standing.WAITING, 0, BEGIN, 1, "") for number in self.numbers
-        }
+        self.standing: dict[str, Standing] = {}
 
     @property
     def trace(self) -> str:
@@ -298,6 +303,7 @@ class World:
         """Run the campaign to its end, mend the world, finish what is open, and say what was violated."""
         anchor, World.current = MemoryAnchor(self.step), self
         shutil.copyfile(self._template.database, self._path)
+        self._file.write_text("".join(f"{title_of(number).hex()}\n" for number in self.numbers))
         try:
             with self._laws():
                 self._until_done(anchor, self._campaign)
@@ -323,25 +329,37 @@ class World:
             (communicate, "dial", dial),
             (communicate, "utc_now", clock),
             (attempts, "utc_now", clock),
-            (communicate, "load_model", _model),
-            (resolve, "load_model", _model),
             (communicate, "secrets", SimpleNamespace(token_bytes=self._chance.randbytes)),
             (engine, "open_engine", _open_engine),
             (guard, "ROWS_AT_OPENING", 0),
-            (communicate, "this_process", lambda: f"process {self._process}"),
-            (communicate, "is_gone", lambda holder: holder != f"process {self._process}"),
+            (slices, "time", SimpleNamespace(monotonic=self._seconds, sleep=self._sleep)),
+            (plan, "POLL", POLL),
+        )
+        own: tuple[tuple[str, object], ...] = (
+            ("load_model", _model),
+            ("this_process", lambda: f"process {self._process}"),
+            ("is_gone", lambda holder: holder != f"process {self._process}"),
         )
         with ExitStack() as stack:
             for owner, name, law in laws:
                 stack.enter_context(patch.object(owner, name, law))
+            for (name, law), module in product(own, (communicate, resolve, attempt, fitness, slices)):
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, law))
             yield
+
+    def _seconds(self) -> float:
+        return self.now.timestamp()
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
 
     @contextmanager
     def _party(self, anchor: MemoryAnchor) -> Iterator[Party]:
         vault = SoftVault(self._chance, self.record, self.step)
         with Store.open(f"sqlite:{self._path}", vault, "simulation", lambda: self.now, anchor) as store:
             settings = _settings(self._template.home)
-            yield Party(settings, cast("Any", None), cast("Any", vault), store, "simulation", cast("Any", None))
+            yield Party(settings, SESSION, cast("Any", vault), store, "simulation", cast("Any", None))
 
     def _until_done(self, anchor: MemoryAnchor, work: Callable[[Party], None]) -> None:
         """Do a piece of work in one process after the other, until one of them lives to its end."""
@@ -359,52 +377,20 @@ class World:
         return None
 
     def _campaign(self, party: Party) -> None:
-        """Be a worker: claim, work and record as the plan says; what a dead one had claimed is taken over."""
-        for number, row in self.rows.items():
-            if row.state is Standing.CLAIMED:
-                left = Standing.GAVE_UP if plan.is_spent(self.terms, row) else Standing.UNKNOWN
-                self.rows[number] = replace(row, state=left)
-        self._paced = getattr(self, "_paced", BEGIN)
-        for _ in range(TURNS_AT_MOST):
-            match plan.decide(self.terms, self._view(), self.now):
-                case Finish() | Stop() | Rest():
-                    return
-                case Wait(until=until):
-                    self.now = max(self.now, until)
-                case Take(meters=most):
-                    self._work_on_slice(party, most)
-        self.violations.append("the campaign went round in circles")
-
-    def _view(self) -> View:
-        left = [row for row in self.rows.values() if row.state in LEFT]
-        soonest = min((row.not_before for row in left), default=None)
-        counts = Counter(row.state for row in self.rows.values())
-        return View(CampaignState.RUNNING, counts, self._paced, soonest)
-
-    def _work_on_slice(self, party: Party, most: int) -> None:
-        ready = [item for item in self.rows.items() if item[1].state in LEFT and item[1].not_before <= self.now]
-        ready.sort(key=lambda item: LEFT.index(item[1].state))
-        before = {number: row.state for number, row in ready}
-        for number, row in ready[:most]:
-            self.rows[number] = replace(row, state=Standing.CLAIMED, attempts=row.attempts + 1)
-        claimed = ready[:most]
-        self._paced = plan.pace(self.terms, self._paced, self.now, len(claimed))
-        for number, _ in claimed:
-            row = self.rows[number]
-            if plan.hinder(self.terms, self._view(), self.now) is not None:
-                self.rows[number] = replace(row, state=before[number], attempts=row.attempts - 1)
-                continue
-            end = self._attempt(party, number)
-            move = plan.after(self.terms, row, end, self.now)
-            self.rows[number] = replace(row, state=move.state, not_before=move.not_before)
-
-    def _attempt(self, party: Party, number: int) -> End:
-        """Renew a meter, or resolve it first where something is open."""
-        title = title_of(number).hex().upper()
+        """Be a worker: make the campaign unless it is there, and take slices until it is at its end."""
         with party.store.read() as tx:
-            is_open = bool(renewals.unfinished(tx, title_of(number)))
-        outcomes = resolve.resolve_all(party, title) if is_open else renew.renew(party, [title], self.roles)
-        return _end(outcomes)
+            states = [campaign.state for campaign in campaigns.listing(tx)]
+        if not states:
+            create(party, Asked(CAMPAIGN, self.terms, file=self._file), "file")
+        if states in ([], [CampaignState.CREATED]):
+            control.start(party, CAMPAIGN)
+        for _ in range(TURNS_AT_MOST):
+            for item in slices.work(party, CAMPAIGN):
+                if isinstance(item, Wait):
+                    self.now = max(self.now, item.until)
+                elif isinstance(item, Finish | Stop | Rest):
+                    return
+        self.violations.append("the campaign went round in circles")
 
     def _mend(self) -> None:
         """Let nothing go wrong any more, and so much time pass that a meter may be tried again."""
@@ -427,7 +413,17 @@ class World:
         self._compare(party)
 
     def _compare(self, party: Party) -> None:
-        """What the store calls in force is what the meter has, so far as it can be proved of a meter that lied."""
+        """What the store calls in force is what the meter has, so far as it can be proved of a meter that lied.
+
+        A meter of the campaign is done, with keys that are others than before, or it is listed.
+        """
+        with party.store.read() as tx:
+            campaign = campaigns.find(tx, CAMPAIGN).id
+            self.standing = {meter.title: meter.state for meter in campaigns.not_done(tx, campaign)}
+            if campaigns.counts(tx, campaign)[Standing.DONE] + len(self.standing) != len(self.numbers):
+                self.violations.append("a meter is neither done nor listed")
+            if Standing.CLAIMED in self.standing.values():
+                self.violations.append("a meter is still claimed")
         for number in self.numbers:
             title = title_of(number)
             with party.store.read() as tx:
@@ -437,6 +433,8 @@ class World:
             if left or active is None or states.count(KeyState.ACTIVE) != 1:
                 self.violations.append(f"meter {title.hex().upper()} ends with {len(left)} open and {states}")
                 continue
+            if title.hex().upper() not in self.standing and active.ref.generation == 1:
+                self.violations.append(f"meter {title.hex().upper()} is done, and its keys are those of before")
             held = self.fleet.keys(number)
             proved = (KeyRole.GUEK, KeyRole.GAK) + ((KeyRole.MASTER,) if number not in self._liars else ())
             for role in proved:
@@ -444,13 +442,6 @@ class World:
                     self.violations.append(
                         f"meter {title.hex().upper()} has another {role} than the store calls active"
                     )
-
-
-def _end(outcomes: list[Outcome]) -> End:
-    errors = [item.error for item in outcomes if item.error is not None]
-    if any(isinstance(error, InDoubtError) for error in errors):
-        return End.UNKNOWN
-    return End.FAILED if errors or any(item.state not in ("active", "settled") for item in outcomes) else End.DONE
 
 
 def _state(number: int, keys: dict[KeyRole, bytes]) -> str:

@@ -12,7 +12,7 @@ def test_a_seed_always_gives_the_same_run() -> None:
     with harness_simulation.folder() as place:
         template = Template.make(place)
         first, again, other = (runs_on(template, place, seed) for seed in (3, 3, 4))
-    assert (first.trace, first.befell, first.rows) == (again.trace, again.befell, again.rows)
+    assert (first.trace, first.befell, first.standing) == (again.trace, again.befell, again.standing)
     assert first.trace != other.trace
 
 
