@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -484,7 +484,12 @@ def load_model(name: str, home: Path | None = None) -> MeterModel:
 
 def read_model(path: Path) -> MeterModel:
     """Read one model file; InputError names every fault with its line."""
-    reader = _Reader(str(path), _read_text(path), {})
+    return _model_of(path, _read_text(path))
+
+
+@lru_cache(maxsize=64)
+def _model_of(path: Path, text: str) -> MeterModel:
+    reader = _Reader(str(path), text, {})
     further = reader.table.pop("associations", {})
     first = reader.section(MeterModel, "", reader.table, {"name": path.stem, "others": ()})
     checks = list(reader.checks)

@@ -157,7 +157,8 @@ def refuse_unagreeable(model: MeterModel, roles: tuple[MeterRole, ...]) -> None:
 
 def agree(speaking: Conversation, current: KeySet, *, prove_refusal: bool = False, wait: int) -> Outcome:
     """Agree on a fresh GUEK and prove it; a failure after the first octet leaves the renewal unknown."""
-    refuse_part(speaking.party, current, (KeyRole.GUEK,))
+    with speaking.party.store.read() as tx:
+        refuse_part(tx, current, (KeyRole.GUEK,))
     terms = Terms.of(speaking, current)
     with speaking.party.store.begin("renewal-prepare", speaking.meter.title, {"roles": [KeyRole.GUEK.value]}) as tx:
         number = renewals.create(tx, current.ref, current.ref.generation, (KeyRole.GUEK,), KEY_AGREEMENT)

@@ -7,7 +7,6 @@ says which of its keys are to be replaced: a generation that still has one of th
 from __future__ import annotations
 
 from hsmkm.errors import RefusedError
-from hsmkm.steps.party import Party
 from hsmkm.store import key_states, urgent
 from hsmkm.store.key_set import KeySet, KeySetRef
 from hsmkm.store.key_states import KeyState
@@ -15,15 +14,12 @@ from hsmkm.store.store import Transaction
 from hsmkm.token.types import MeterRole
 
 
-def refuse_part(party: Party, current: KeySet, roles: tuple[MeterRole, ...]) -> None:
+def refuse_part(tx: Transaction, current: KeySet, roles: tuple[MeterRole, ...]) -> None:
     """Raise RefusedError where a renewal would carry keys that somebody knows on into a generation that is active."""
     ref = current.ref
-    if not ref.generation:
+    if not ref.generation or key_states.state(tx, ref) is not KeyState.COMPROMISED:
         return
-    with party.store.read() as tx:
-        if key_states.state(tx, ref) is not KeyState.COMPROMISED:
-            return
-        left = _asked(tx, ref).difference(roles)
+    left = _asked(tx, ref).difference(roles)
     if left:
         named = ", ".join(sorted(role.value for role in left))
         raise RefusedError(

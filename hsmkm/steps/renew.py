@@ -132,8 +132,7 @@ class Work:
     def advance(self, tx: Transaction, state: RenewalState, stage: str | None = None) -> None:
         """Move the renewal on within a transaction, which makes durable what led to it."""
         self.speaking.settle(tx)
-        renewals.advance(tx, self.renewal.id, state, self.renewal.stage if stage is None else stage)
-        self.renewal = renewals.get(tx, self.renewal.id)
+        self.renewal = renewals.advance(tx, self.renewal.id, state, self.renewal.stage if stage is None else stage)
 
 
 def renew(
@@ -173,8 +172,10 @@ def failing(outcomes: list[Outcome], name: str, association: str = "") -> Iterat
 
 def _begin(party: Party, held: ExitStack, name: str, roles: tuple[MeterRole, ...], association: str) -> Work:
     speaking = held.enter_context(conversation(party, find_meter(party, name), association))
-    refuse_unfinished(speaking)
-    return prepare(speaking, current_key_set(speaking), with_probe(speaking.model, own_roles(speaking, roles)))
+    with party.store.at_one_moment():
+        refuse_unfinished(speaking)
+        current, wanted = current_key_set(speaking), with_probe(speaking.model, own_roles(speaking, roles))
+    return prepare(speaking, current, wanted)
 
 
 def refuse_unfinished(speaking: Conversation) -> None:
@@ -224,7 +225,6 @@ def prepare(
 ) -> Work:
     """Make the fresh generation in the token and commit it, before anything is sent; `shared` keys are the group's."""
     party, vault = speaking.party, speaking.party.vault
-    refuse_part(party, current, roles)
     made: dict[MeterRole, StoredKey] = {} if shared is None else resealed(party, current.suite, shared)
     for role in (role for role in roles if role not in made):
         with new_key(party, speaking.model, role, current.suite) as key:
@@ -232,11 +232,11 @@ def prepare(
     keys = {**carried(party, current, set(ROLE_NUMBERS) - set(roles)), **made}
     title = speaking.meter.system_title.hex().upper()
     with party.store.begin("renewal-prepare", title, {"roles": [role.value for role in roles]}) as tx:
+        refuse_part(tx, current, roles)
         if shared is not None:
             refuse_left(tx, current.ref, shared)
         fresh = add_generation(tx, speaking, current, keys, KeyState.PRE_ACTIVE)
-        if begin_counter(tx, speaking, current, fresh):
-            look_ahead(tx, speaking, fresh)
+        begin_counter(tx, speaking, current, fresh)
         look_ahead(tx, speaking, current)
         renewal = start(tx, speaking, current, fresh, roles)
     return Work(speaking, renewal, current, fresh)
@@ -281,20 +281,22 @@ def add_generation(
     return made
 
 
-def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet) -> bool:
+def begin_counter(tx: Transaction, speaking: Conversation, current: KeySet, fresh: KeySet) -> None:
     """Start the fresh GUEK's counter where the meter expects it: above the current one's, unless it restarts.
 
-    False where it was left as it is.
+    The first block is for the next association under it.
     """
     old, new = current.key(KeyRole.GUEK), fresh.key(KeyRole.GUEK)
     if old.identity == new.identity or speaking.model.counter.reset_on_key_change:
-        return False
+        return
     counter = counters.current(tx, old.identity, speaking.client_title)
     if counter is None:
-        return False
-    value = counter.next + TRANSFER_BLOCKS * speaking.party.settings.dlms.counter_block
-    counters.reserve(tx, new.identity, speaking.client_title, 1, speaking.lease, begin_at=min(value, counters.LAST))
-    return True
+        return
+    block = speaking.party.settings.dlms.counter_block
+    value = min(counter.next + TRANSFER_BLOCKS * block, counters.LAST - block + 1)
+    speaking.ahead.reserved[new.identity] = counters.reserve(
+        tx, new.identity, speaking.client_title, block, speaking.lease, begin_at=value
+    )
 
 
 def carry_out(

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
-from hsmkm.errors import InputError
+from hsmkm.errors import RefusedError
 from hsmkm.steps.distribute import CLIENT
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import RECEIPT_SECONDS, renew
@@ -70,6 +70,6 @@ def _waits_for_receipts(party: Party, name: str) -> bool:
     with party.store.read() as tx:
         try:
             concentrator = meters.find(tx, name).concentrator
-        except InputError:
+        except RefusedError:
             return False
         return concentrator is not None and parties.require(tx, concentrator).kind == CLIENT

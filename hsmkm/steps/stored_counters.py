@@ -118,10 +118,10 @@ def look_ahead(tx: Transaction, speaking: Conversation, key_set: KeySet) -> None
 
     A counter that was never used is left alone: the meter is asked first where it stands.
     """
-    identity, title = key_set.key(KeyRole.GUEK).identity, speaking.client_title
-    if counters.current(tx, identity, title) is not None:
-        count = speaking.party.settings.dlms.counter_block
-        speaking.ahead.reserved[identity] = counters.reserve(tx, identity, title, count, speaking.lease)
+    identity, count = key_set.key(KeyRole.GUEK).identity, speaking.party.settings.dlms.counter_block
+    given = counters.reserve_more(tx, identity, speaking.client_title, count, speaking.lease)
+    if given is not None:
+        speaking.ahead.reserved[identity] = given
     heard = heard_under(speaking, key_set)
     speaking.ahead.lowest[heard] = counters.lowest_received(tx, heard, speaking.meter.system_title)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Select, Table, func, select
+from sqlalchemy import Column, Select, Table, select
 
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import Value
@@ -28,7 +28,7 @@ class AuthenticatedTable:
 
     def insert(self, tx: Transaction, values: Mapping[str, Value]) -> None:
         """Insert a row at revision 1; raises RefusedError if its key is taken."""
-        if tx.one(self._select(values)) is not None:
+        if tx.at(self.table, self._key(values)) is not None:
             raise RefusedError(f"{self.name(values)} is there already")
         tx.insert(self.table, self._sealed(tx, values, 1))
 
@@ -36,14 +36,13 @@ class AuthenticatedTable:
         """Change a row that was fetched in this transaction; its revision rises by one."""
         revision = row["revision"] or 0
         values = {name: row[name] for name in self.columns} | dict(changes)
-        key: dict[str, Value] = {name: row[name] for name in self.key} | {"revision": row["revision"]}
         sealed = self._sealed(tx, values, revision + 1)
-        if tx.update(self.table, key, sealed) != 1:
+        if tx.replace(self.table, dict(row), (*self.key, "revision"), sealed) != 1:
             raise RefusedError(f"{self.name(row)} was changed by another at the same time")
 
     def fetch(self, tx: Transaction, **key: Value) -> StoredRow | None:
         """Read one row and verify it; raises IntegrityError if its MAC does not fit."""
-        row = tx.one(self._select(key))
+        row = tx.at(self.table, self._key(key))
         if row is not None:
             self.verify(tx, row)
         return row
@@ -78,11 +77,8 @@ class AuthenticatedTable:
         """Name a row for people: its table and key."""
         return self.table.name + " " + " ".join(_text(row[name]) for name in self.key)
 
-    def _select(self, key: Mapping[str, Value]) -> Select[Any]:
-        statement = select(self.table)
-        for name in self.key:
-            statement = statement.where(self.table.c[name] == key[name])
-        return statement
+    def _key(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        return {name: values[name] for name in self.key}
 
     def _sealed(self, tx: Transaction, values: Mapping[str, Value], revision: int) -> dict[str, Value]:
         mac = tx.mac(self.label, revision, *(values[name] for name in self.columns))
@@ -91,7 +87,7 @@ class AuthenticatedTable:
 
 def next_number(tx: Transaction, column: Column[Any]) -> int:
     """Give the number of the next row where they count up from 1: its MAC covers it, so it is known before."""
-    return (tx.connection.scalar(select(func.max(column))) or 0) + 1
+    return tx.highest(column.table, column.name, {}) + 1
 
 
 def _text(value: Value) -> str:

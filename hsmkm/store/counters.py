@@ -96,6 +96,20 @@ def reserve(
     return given
 
 
+def reserve_more(
+    tx: Transaction, identity: bytes, client_title: bytes, count: int, lease: Lease | None
+) -> range | None:
+    """Reserve `count` values in order as `reserve` does, where some were reserved before; else nothing."""
+    row = _row(tx, identity, client_title)
+    if row is None:
+        return None
+    if lease is not None:
+        leases.check(tx, lease)
+    given, counter = _counter(row, 1).take(count)
+    _write(tx, row, identity, client_title, counter)
+    return given
+
+
 def raise_to(tx: Transaction, identity: bytes, client_title: bytes, value: int, max_jump: int) -> None:
     """Believe an authenticated answer that `value` was used: what is next is higher.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import key_set, schema
@@ -39,6 +39,9 @@ def with_meter() -> Select[Any]:
     )
 
 
+_ONE = with_meter().where(*(table.c[name] == bindparam(name) for name in KEY))
+
+
 def fetch(tx: Transaction, wanted: KeySetRef) -> KeySet:
     """Read a key set and verify it.
 
@@ -46,10 +49,7 @@ def fetch(tx: Transaction, wanted: KeySetRef) -> KeySet:
     """
     if tx.authenticator is None:
         raise PolicyError("a key set is only read with the token that verifies it")
-    statement = with_meter()
-    for name in KEY:
-        statement = statement.where(table.c[name] == getattr(wanted, name))
-    row = tx.one(statement)
+    row = tx.one(_ONE, {name: getattr(wanted, name) for name in KEY})
     if row is None:
         raise RefusedError(f"there is no key set {wanted}")
     return verified(tx, row)

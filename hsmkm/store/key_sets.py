@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import key_set_rows, key_states, meters, schema
@@ -120,10 +120,7 @@ def get(tx: Transaction, ref: KeySetRef) -> KeySet:
 
 def generations(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> list[int]:
     """List the generations of a meter's key sets for one setup and client, oldest first."""
-    statement = select(table.c.generation)
-    for name, value in _place(system_title, security_setup, client).items():
-        statement = statement.where(table.c[name] == value)
-    return [row["generation"] for row in tx.all(statement.order_by(table.c.generation))]
+    return sorted(tx.column(table, "generation", _place(system_title, security_setup, client)))
 
 
 def newest(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> KeySet | None:
@@ -206,12 +203,9 @@ def next_generation(tx: Transaction, system_title: bytes, security_setup: int, c
     It rises no further than those believe who know of the meter what we know.
     """
     state = tx.state()
-    floor, highest = state.generation_floor if state else 0, 0
-    for rows in (table, schema.key_states):
-        statement = select(func.max(rows.c.generation))
-        for name, value in _place(system_title, security_setup, client).items():
-            statement = statement.where(rows.c[name] == value)
-        highest = max(highest, tx.connection.scalar(statement) or 0)
+    floor = state.generation_floor if state else 0
+    place = _place(system_title, security_setup, client)
+    highest = max(tx.highest(rows, "generation", place) for rows in (table, schema.key_states))
     return max(highest, min(floor, highest + FURTHEST)) + 1
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
-
 from hsmkm.errors import RefusedError
 from hsmkm.store.canonical import Value
 from hsmkm.store.schema import leases as table
@@ -78,7 +76,7 @@ def check(tx: Transaction, lease: Lease) -> None:
 
 
 def _row(tx: Transaction, system_title: bytes) -> StoredRow | None:
-    return tx.one(select(table).where(table.c.system_title == system_title))
+    return tx.at(table, {"system_title": system_title})
 
 
 def _name(system_title: bytes) -> str:

@@ -75,7 +75,7 @@ def add_many(tx: Transaction, meters: Iterable[Meter]) -> int:
 
 def get(tx: Transaction, system_title: bytes) -> Meter | None:
     """Find a meter by its system title; raises IntegrityError if its row was altered."""
-    row = tx.one(select(table).where(table.c.system_title == system_title))
+    row = tx.at(table, {"system_title": system_title})
     return None if row is None else _read(tx, row)
 
 
@@ -156,8 +156,10 @@ def faults(tx: Transaction) -> Iterator[str]:
 
 def _read(tx: Transaction, row: StoredRow) -> Meter:
     _verify(tx, row)
-    model = tx.connection.scalar(select(schema.models.c.name).where(schema.models.c.number == row["model"]))
-    order = tx.connection.scalar(select(schema.orders.c.id).where(schema.orders.c.number == row["order"]))
+    model = next(iter(tx.column(schema.models, "name", {"number": row["model"]})), None)
+    order = (
+        next(iter(tx.column(schema.orders, "id", {"number": row["order"]})), None) if row["order"] is not None else None
+    )
     if model is None or (order is None and row["order"] is not None):
         raise altered(ROWS.name(row))
     return meter_of(row, model, order)

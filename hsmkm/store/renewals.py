@@ -142,13 +142,16 @@ def get(tx: Transaction, renewal_id: int) -> Renewal:
     return _renewal(_row(tx, renewal_id))
 
 
-def advance(tx: Transaction, renewal_id: int, state: RenewalState, stage: str) -> None:
-    """Move a renewal on; raises RefusedError where the table has no such edge."""
-    renewal = get(tx, renewal_id)
+def advance(tx: Transaction, renewal_id: int, state: RenewalState, stage: str) -> Renewal:
+    """Move a renewal on and give it as it is then; raises RefusedError where the table has no such edge."""
+    row = _row(tx, renewal_id)
+    renewal = _renewal(row)
     stays = state is renewal.state and state not in FINISHED
     if not stays and state not in EDGES[renewal.state]:
         raise RefusedError(f"renewal {renewal_id} is {renewal.state} and cannot become {state}")
-    _change(tx, renewal_id, {"state": state.value, "stage": stage})
+    changes: dict[str, Value] = {"state": state.value, "stage": stage, "updated": to_seconds(tx.now)}
+    ROWS.replace(tx, row, changes)
+    return _renewal({**row, **changes})
 
 
 def lead_to(tx: Transaction, renewal_id: int, generation: int) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select
 
 from hsmkm.errors import IntegrityError
-from hsmkm.store import schema, sums
+from hsmkm.store import schema, statements, sums
 from hsmkm.store.canonical import Value, encode
 from hsmkm.store.schema import store_state as table
 from hsmkm.store.sums import Changes, Sum
@@ -39,6 +39,8 @@ SEALING: Mapping[str, frozenset[str]] = {
 `hsmkm store upgrade` does it once, with the token.
 """
 _ONLY = 1
+_NEWEST = select(schema.audit.c.sequence, schema.audit.c.hash).order_by(schema.audit.c.sequence.desc()).limit(1)
+_EPOCHS = select(schema.epoch).order_by(schema.epoch.c.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def fetch(tx: Transaction, known: StoreState | None = None) -> StoreState | None
 
     What equals `known` was verified before. Raises IntegrityError if it does not fit its MAC or the epochs.
     """
-    row = tx.one(select(table).where(table.c.number == _ONLY))
+    row = tx.at(table, {"number": _ONLY})
     if row is None:
         return None
     instance, digest = epochs(tx)
@@ -116,15 +118,16 @@ def write(tx: Transaction, state: StoreState) -> StoreState:
     values = state.values()
     mac = tx.mac(LABEL, state.instance, *values.values())
     row = values | {"number": _ONLY, "mac_key": mac.key_number, "mac": mac.value}
-    if not tx.connection.execute(update(table).where(table.c.number == _ONLY).values(row)).rowcount:
-        tx.connection.execute(insert(table).values(row))
+    only: dict[str, Value] = {"number": _ONLY}
+    changed = tx.connection.execute(statements.change_at(table, statements.shape(only)), row | statements.bound(only))
+    if not changed.rowcount:
+        tx.connection.execute(statements.insertion(table), row)
     return replace(state, mac=mac)
 
 
 def newest_record(tx: Transaction, said: StoreState | None = None) -> tuple[int, bytes]:
     """Give sequence and hash of the newest audit record; IntegrityError unless a state, if given, says the same."""
-    columns = (schema.audit.c.sequence, schema.audit.c.hash)
-    row = tx.one(select(*columns).order_by(schema.audit.c.sequence.desc()).limit(1))
+    row = tx.one(_NEWEST)
     newest = (row["sequence"], row["hash"]) if row else (0, FIRST_HASH)
     if said is not None and newest != (said.audit_sequence, said.audit_hash):
         text = f"the audit chain ends with record {newest[0]}, and record {said.audit_sequence} was the newest"
@@ -156,7 +159,7 @@ def _state(row: StoredRow, instance: bytes) -> StoreState:
 
 def epochs(tx: Transaction) -> tuple[bytes, bytes]:
     """Give the store's instance and the digest of its epochs (SHA-256, 32 octets)."""
-    rows = tx.all(select(schema.epoch).order_by(schema.epoch.c.number))
+    rows = tx.all(_EPOCHS)
     if not rows:
         raise IntegrityError("the store has no epoch", hint="restore it from a backup")
     cells = (row[column.name] for row in rows for column in schema.epoch.columns)

@@ -14,35 +14,23 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    NestedTransaction,
-    Select,
-    Table,
-    bindparam,
-    delete,
-    exc,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, Select, Table
 
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import engine as engines
-from hsmkm.store import revision, schema, state, sums
+from hsmkm.store import revision, schema, state, statements, sums
 from hsmkm.store.anchor import Anchor
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
 from hsmkm.store.failures import database_errors
 from hsmkm.store.group_commit import GroupCommit
 from hsmkm.store.guard import Guard, Opening
+from hsmkm.store.shared_change import SharedChange
 from hsmkm.store.snapshot import copy_store
 from hsmkm.store.state import StoreState
 from hsmkm.token.types import Mac
@@ -116,7 +104,7 @@ class Transaction:
         self.effect(_change("insert", table, values))
         if table.name in sums.TABLES:
             self.changes.add(table.name, values.get("mac"))
-        result = self.connection.execute(insert(table).values(dict(values)))
+        result = self.connection.execute(statements.insertion(table), dict(values))
         key = result.inserted_primary_key
         return key[0] if key and isinstance(key[0], int) else 0
 
@@ -131,12 +119,24 @@ class Transaction:
 
     def update(self, table: Table, key: Mapping[str, Value], changes: Mapping[str, Value]) -> int:
         """Change the rows that `key` matches and return how many they were."""
+        before = self._macs(table, key) if table.name in sums.TABLES and "mac" in changes else []
+        return self._update(table, key, changes, before)
+
+    def replace(self, table: Table, row: StoredRow, key: Sequence[str], changes: Mapping[str, Value]) -> int:
+        """Change the one row that was read in this transaction, whose `key` names its revision too; 0 if it is gone."""
+        wanted: dict[str, Value] = {name: row[name] for name in key}
+        return self._update(table, wanted, changes, [row["mac"]])
+
+    def _update(
+        self, table: Table, key: Mapping[str, Value], changes: Mapping[str, Value], before: Sequence[object]
+    ) -> int:
         self.effect(_change("update", table, key, changes))
-        if table.name in sums.TABLES and "mac" in changes:
-            for mac in self._macs(table, key):
-                self.changes.remove(table.name, mac)
-                self.changes.add(table.name, changes["mac"])
-        return self.connection.execute(_where(update(table), table, key).values(dict(changes))).rowcount
+        statement = statements.change_at(table, statements.shape(key))
+        changed = self.connection.execute(statement, dict(changes) | statements.bound(key)).rowcount
+        for mac in before[:changed]:
+            self.changes.remove(table.name, mac)
+            self.changes.add(table.name, changes["mac"])
+        return changed
 
     def update_macs(self, table: Table, key: Sequence[str], rows: Sequence[tuple[bytes, StoredRow]]) -> None:
         """Change many rows, each given with the MAC that it had; the cells of `key` say which, the others are new."""
@@ -144,10 +144,9 @@ class Transaction:
             self.effect(_change("update", table, {name: row[name] for name in key}, row))
             self.changes.remove(table.name, before)
             self.changes.add(table.name, row["mac"])
-        statement = _where(update(table), table, {name: bindparam(f"key_{name}") for name in key})
-        bound = [{f"key_{name}" if name in key else name: value for name, value in row.items()} for _, row in rows]
-        changed = [name for name in rows[0][1] if name not in key]
-        self.connection.execute(statement.values({name: bindparam(name) for name in changed}), bound)
+        statement = statements.change_at(table, tuple((name, False) for name in key))
+        named = [{f"at_{name}" if name in key else name: value for name, value in row.items()} for _, row in rows]
+        self.connection.execute(statement, named)
 
     def delete(self, table: Table, key: Mapping[str, Value]) -> int:
         """Delete the rows that `key` matches and return how many they were."""
@@ -155,15 +154,32 @@ class Transaction:
         if table.name in sums.TABLES:
             for mac in self._macs(table, key):
                 self.changes.remove(table.name, mac)
-        return self.connection.execute(_where(delete(table), table, key)).rowcount
+        statement = statements.deletion_at(table, statements.shape(key))
+        return self.connection.execute(statement, statements.bound(key)).rowcount
 
     def _macs(self, table: Table, key: Mapping[str, Value]) -> list[object]:
         """Read the MACs of the rows that `key` matches."""
-        return list(self.connection.scalars(_where(select(table.c.mac), table, key)))
+        return self.column(table, "mac", key)
 
-    def one(self, statement: Select[Any]) -> StoredRow | None:
-        """Read the first row."""
-        row = self.connection.execute(statement).first()
+    def at(self, table: Table, key: Mapping[str, Value]) -> StoredRow | None:
+        """Read the first row that `key` matches."""
+        statement = statements.rows_at(table, statements.shape(key))
+        row = self.connection.execute(statement, statements.bound(key)).first()
+        return None if row is None else row._asdict()
+
+    def column(self, table: Table, name: str, key: Mapping[str, Value]) -> list[Any]:
+        """Read one column of the rows that `key` matches."""
+        statement = statements.column_at(table, name, statements.shape(key))
+        return list(self.connection.scalars(statement, statements.bound(key)))
+
+    def highest(self, table: Table, name: str, key: Mapping[str, Value]) -> int:
+        """Give the highest number in a column of the rows that `key` matches; 0 where there is none."""
+        statement = statements.highest_at(table, name, statements.shape(key))
+        return self.connection.scalar(statement, statements.bound(key)) or 0
+
+    def one(self, statement: Select[Any], values: Mapping[str, Value] | None = None) -> StoredRow | None:
+        """Read the first row; `values` are those of the statement's parameters."""
+        row = self.connection.execute(statement, dict(values or {})).first()
         return None if row is None else row._asdict()
 
     def all(self, statement: Select[Any]) -> list[StoredRow]:
@@ -322,7 +338,7 @@ class Store:
             yield tx
 
     @contextmanager
-    def _change(self, action: str, *, although_retired: bool = False) -> Iterator[tuple[Transaction, _Shared]]:
+    def _change(self, action: str, *, although_retired: bool = False) -> Iterator[tuple[Transaction, SharedChange]]:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
         with self._once(), database_errors(), self._group.block() as shared:
@@ -336,7 +352,7 @@ class Store:
             if tx.appended or tx.changes.tables:
                 shared.changed_to(tx.before.after(tx.changes, tx.appended, tx.counters))
 
-    def _begin(self) -> _Shared:
+    def _begin(self) -> SharedChange:
         if self.guard is None:
             raise RuntimeError("a change was begun without a token")
         with ExitStack() as stack:
@@ -347,15 +363,29 @@ class Store:
             if found.mac.key_number > self.guard.authenticator.integrity_key:
                 self.guard.authenticator.still_there()
             stack.pop_all()
-            return _Shared(tx, self.guard, found)
+            return SharedChange(tx, self.guard, found)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Read the store as it is at one moment."""
+        reading: Transaction | None = getattr(self._open, "reading", None)
+        if reading is not None:
+            yield reading
+            return
         with database_errors(), self._engine.connect() as plain:
             connection = plain.execution_options(**{engines.READ_ONLY: True})
             with connection.begin():
                 yield Transaction(connection, self._authenticator, self._clock())
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Let all that this thread reads within be read at one moment, in one transaction; it changes nothing there."""
+        with self.read() as tx:
+            self._open.reading = tx
+            try:
+                yield
+            finally:
+                self._open.reading = None
 
     def copy_to(self, path: Path) -> None:
         """Copy the database as it is at one moment into a new file; raises RefusedError where it is no SQLite file."""
@@ -383,61 +413,6 @@ class Store:
             self._open.change = False
 
 
-class _Shared:
-    """One transaction of the database, which the blocks of several threads may share."""
-
-    def __init__(self, tx: Transaction, guard: Guard, found: StoreState) -> None:
-        self.connection = tx.connection
-        self.state = found
-        """The state after the blocks so far; in the database it is written once, before the commit."""
-        self._tx = tx
-        self._guard = guard
-        self._newest: tuple[int, bytes] | None = None
-        self._changed = False
-        self._savepoint: NestedTransaction | None = None
-        self.for_one = not found.advance
-        """The first change of a store stands alone: a crash before its anchor must not look like one that is gone."""
-
-    def newest_record(self) -> tuple[int, bytes]:
-        """Give sequence and hash of the newest audit record, compared with the database once."""
-        if self._newest is None:
-            self._newest = state.newest_record(self._tx, self.state)
-        return self.state.audit_sequence, self.state.audit_hash
-
-    def changed_to(self, after: StoreState) -> None:
-        """Take note of the state after a block that changed something."""
-        self.state, self._changed = after, True
-
-    def savepoint(self) -> Callable[[], None]:
-        """Set a savepoint before a block."""
-        self._savepoint = self.connection.begin_nested()
-        return self._savepoint.commit
-
-    def back_to_savepoint(self) -> None:
-        """Undo a block; StoreUnavailableError where the database has given up the whole transaction."""
-        if self._savepoint is not None:
-            with database_errors():
-                self._savepoint.rollback()
-
-    def commit(self) -> None:
-        """Write the state, commit, and raise the anchor."""
-        try:
-            with database_errors():
-                after = state.write(self._tx, self.state) if self._changed else None
-                self.connection.commit()
-        finally:
-            self.roll_back()
-        if after is not None:
-            self._guard.committed(after)
-
-    def roll_back(self) -> None:
-        """Undo everything that is not committed."""
-        with suppress(exc.DBAPIError):  # a connection that is gone has undone it already
-            self.connection.rollback()
-        with suppress(exc.DBAPIError):
-            self.connection.close()
-
-
 def record_hash(record: Mapping[str, Any]) -> bytes:
     """Hash one audit record (SHA-256, 32 octets) over all its columns but the hash itself."""
     columns = (column.name for column in schema.audit.columns if column.name != "hash")
@@ -448,7 +423,7 @@ def _append(tx: Transaction, previous: bytes, words: tuple[str, str, str, str]) 
     actor, action, subject, detail = words
     record: dict[str, Any] = {
         "sequence": tx.sequence,
-        "epoch": tx.connection.scalar(select(func.max(schema.epoch.c.number))),
+        "epoch": tx.highest(schema.epoch, "number", {}),
         "time": tx.now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "actor": actor,
         "action": action,
@@ -458,23 +433,17 @@ def _append(tx: Transaction, previous: bytes, words: tuple[str, str, str, str]) 
         "previous": previous,
     }
     tx.appended = tx.sequence, record_hash(record)
-    tx.connection.execute(insert(schema.audit).values(record | {"hash": tx.appended[1]}))
+    tx.connection.execute(statements.insertion(schema.audit), record | {"hash": tx.appended[1]})
 
 
 def _refuse_retired(connection: Connection) -> None:
-    if connection.execute(select(schema.retirement.c.number)).first() is not None:
+    if connection.execute(statements.column_at(schema.retirement, "number", ())).first() is not None:
         raise PolicyError("this home is retired: its keys went to another token", hint="work with the new home")
 
 
 def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:
     flat = [item for part in parts for pair in sorted(part.items()) for item in pair]
     return encode(f"{verb} {table.name}", len(parts[0]), *flat)
-
-
-def _where(statement: Any, table: Table, key: Mapping[str, Any]) -> Any:  # noqa: ANN401 - Update or Delete alike
-    for name, value in key.items():
-        statement = statement.where(table.c[name] == value)
-    return statement
 
 
 def refuse_other_schema(tx: Transaction) -> None:
