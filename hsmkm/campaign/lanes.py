@@ -71,7 +71,7 @@ class Lanes:
         self._lanes = lanes
 
     def events(self) -> Iterator[Told]:
-        """Yield what the lanes tell, until all of them have ended; asked anew after an interruption it goes on."""
+        """Yield what the lanes tell, until all of them have ended."""
         while True:
             alive = any(lane.is_alive() for lane in self._lanes)
             try:

@@ -29,7 +29,8 @@ MOST_VALUES = 100
 LONGEST_LINE = 200
 ANY = Choice()
 STATES = ("active", "compromised", "none")
-_TERM = re.compile(r'\s*([a-z]{1,20})\s*(=|>|<)\s*("[^"]*"|[^\s"]+)', re.ASCII)
+_VALUE = re.compile(r'"([^"]*)"|([^\s",]+)', re.ASCII)
+_TERM = re.compile(rf"\s*([a-z]{{1,20}})\s*(=|>|<)\s*((?:{_VALUE.pattern})(?:,(?:{_VALUE.pattern}))*)", re.ASCII)
 _AGE = re.compile(r"([0-9]{1,5})(d|h)", re.ASCII)
 _TITLE = re.compile(r"[0-9A-Fa-f]{16}", re.ASCII)
 _HINT = "for example: model=virtual suite=0 concentrator=dc-1 state=active age>90d"
@@ -70,7 +71,7 @@ def parse_query(text: str) -> Query:
         if match is None:
             raise InputError(f"the query cannot be read from {text[place:][:40].strip()!r} on", hint=_HINT)
         name = match[1] if match[2] == "=" else match[1] + match[2]
-        values = [part.strip() for part in match[3].strip('"').split(",")]
+        values = [quoted or plain for quoted, plain in _VALUE.findall(match[3])]
         if name in terms:
             raise InputError(f"the query has the term {name} twice", hint="put its values together, with commas")
         if len(values) > MOST_VALUES:

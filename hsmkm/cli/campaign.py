@@ -16,6 +16,7 @@ from hsmkm.campaign.window import Window
 from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.campaign_progress import Course, course
 from hsmkm.cli.deferred import deferred
+from hsmkm.cli.ending import Interruption
 from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
 from hsmkm.cli.reference import In
 from hsmkm.cli.renew import BY_DEFAULT, By, key_roles
@@ -201,35 +202,22 @@ def _go(begun: Status, workers: int, threads: int, every: int, *, detach: bool) 
         course(name, begun.counts, every) as shown,
         lanes.Lanes(starter, shape, slices.work, name) as running,
     ):
-        interrupted = follow(running, shown)
+        ending = follow(running, shown)
     found = _status(name)
     _show(found)
-    if interrupted:
-        talk(f"interrupted after the meters that were under way; go on with: hsmkm campaign start {name}")
-        raise KeyboardInterrupt
+    if ending.asked:
+        talk(f"ended after the meters that were under way; go on with: hsmkm campaign start {name}")
+    ending.end()
     _judge(found, shown)
 
 
-def follow(running: lanes.Lanes, shown: Course) -> bool:
-    """Show what lanes tell until they end; the first Ctrl-C lets each end its meter, the second ends them at once.
-
-    Gives whether there was one.
-    """
-    events = running.events()
-    interrupted = False
-    while True:
-        try:
-            event = next(events, None)
-            if event is None:
-                return interrupted
+def follow(running: lanes.Lanes, shown: Course) -> Interruption:
+    """Show what lanes tell until they end; the first Ctrl-C lets each end its meter, the second ends them at once."""
+    ending = Interruption(running.stop)
+    with ending.listening():
+        for event in running.events():
             shown.take(event)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            running.stop()
-            talk("stopping after the meters that are under way; Ctrl-C again ends at once")
-            events = running.events()
+    return ending
 
 
 def lane_shape(workers: int, threads: int) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -13,25 +14,32 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """Whether the user asked to end; the second time ends at once."""
+    """Whether the user asked to end; the second time ends at once. `stop` is called the first time."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], None] = lambda: None) -> None:
         self.asked = False
+        self._stop = stop
 
     def gather(self, items: Generator[T, None, None]) -> list[T]:
         """Take items as they come, until there are no more or the user asks to end."""
         found: list[T] = []
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with self.listening():
             for item in items:
                 found.append(item)
                 if self.asked:
                     break
             items.close()
+        return found
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM for as long as the block lasts."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return found
 
     def end(self) -> None:
         """Raise KeyboardInterrupt where the user asked to end."""
@@ -41,4 +49,5 @@ class Interruption:
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.end()
         self.asked = True
+        self._stop()
         talk("ending after the meters that are under way; interrupt again to end at once")
