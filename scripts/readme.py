@@ -35,6 +35,7 @@ _VARYING = (
     (re.compile(r"serial=[0-9a-f]{16}"), "serial=<token>"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?"), "<time>"),
     (re.compile(r"\[\d+\] \d+"), "<job>"),
+    (re.compile(r'"per_second": [0-9.]+'), '"per_second": <rate>'),
     (re.compile(r"\b000[67][0-9a-f]{12}\b"), "<transaction>"),
 )
 

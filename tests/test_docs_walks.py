@@ -28,7 +28,7 @@ from tests.field import state_path, wait_until
 from tests.realm import copy_realm, title_of
 from tests.steps.test_steps_agree import injected as agreeing
 from tests.steps.test_steps_enrol import TITLE, injected
-from tests.street import add_newcomer
+from tests.street import ONE, OTHER, add_newcomer, open_street
 
 if TYPE_CHECKING:
     from tests.field import Field
@@ -103,6 +103,15 @@ def test_groups_go_as_their_page_says(delivered_template: Realm, tmp_path: Path)
         assert differences(done) == []
         wait_until(lambda: load(paths[0]).message == b"hello")
     assert load(paths[1]).message == b""
+
+
+@pytest.mark.slow
+def test_campaigns_go_as_their_page_says(delivered_template: Realm, tmp_path: Path) -> None:
+    realm = copy_realm(delivered_template, tmp_path / "realm")
+    with open_street(realm) as street:
+        variables = {"LAB": str(realm.folder), "METER": ONE, "OTHER": OTHER}
+        assert differences(walk("campaigns.md", variables, tmp_path)) == []
+        assert street.waiting() == []
 
 
 @pytest.mark.slow

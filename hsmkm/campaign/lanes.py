@@ -57,7 +57,9 @@ class Lanes:
         self._work, self._args = work, args
         self._lasting = lasting
         processes, threads = shape
-        self._stopping = threading.Event()
+        self._news = threading.Condition()
+        self._stopping = False
+        self._slices = 0
         self._told: queue.Queue[Told] = queue.Queue()
         with ExitStack() as self._stack:
             self._places: list[_Place] = []
@@ -82,7 +84,9 @@ class Lanes:
 
     def stop(self) -> None:
         """Let every lane end after the meter that it is at."""
-        self._stopping.set()
+        self._stopping = True
+        with self._news:
+            self._news.notify_all()
 
     def abandon(self) -> None:
         """End the workers at once; their meters are resolved by whoever goes on."""
@@ -91,16 +95,21 @@ class Lanes:
             place.abandon()
 
     def _lane(self, place: _Place) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping:
             last = self._slice(place)
             if isinstance(last, Wait):
-                until = (last.until - datetime.now(UTC)).total_seconds()
-                self._stopping.wait(min(max(until, 0), PATIENCE))
+                self._wait((last.until - datetime.now(UTC)).total_seconds())
             elif isinstance(last, Failed):
                 if not self._goes_on(place, last):
                     return
             elif isinstance(last, Finish | Rest | Stop) and not self._lasting:
                 return
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for so long, a few seconds at most, or until another lane has ended a slice, or all are to stop."""
+        with self._news:
+            seen = self._slices
+            self._news.wait_for(lambda: self._stopping or self._slices != seen, min(max(seconds, 0), PATIENCE))
 
     def _slice(self, place: _Place) -> Told | None:
         """Work off a slice, and give what was told last."""
@@ -113,18 +122,22 @@ class Lanes:
                     self._told.put(event)
                     if isinstance(event, Worked):
                         place.deaths = 0
-                    if self._stopping.is_set():
+                    if self._stopping:
                         break
         except HsmkmError as error:
             place.failed(error)
             last = Failed(error)
             self._told.put(last)
+        if isinstance(last, Worked):
+            with self._news:
+                self._slices += 1
+                self._news.notify_all()
         return last
 
     def _goes_on(self, place: _Place, failed: Failed) -> bool:
         """Tell whether a lane goes on: a lasting one after a while, others with a fresh worker where theirs died."""
         if self._lasting:
-            self._stopping.wait(PATIENCE)
+            self._wait(PATIENCE)
             return True
         died = isinstance(failed.error, TokenUnreachableError) and place.deaths < MOST_DEATHS
         if not died:

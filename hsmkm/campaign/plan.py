@@ -30,6 +30,9 @@ FEWEST_TRIED = 20
 PACED_SLICE_SECONDS = 10.0
 """Under a rate a slice is no longer than this, so that several workers can share the rate."""
 
+SHARES, FEWEST_TOGETHER = 8, 4
+"""A worker claims no more than one of so many parts of what is left, unless that is next to nothing."""
+
 SLICE_SECONDS = 300
 """How long a slice belongs to a worker that says nothing: it beats before each meter."""
 
@@ -112,7 +115,7 @@ def decide(terms: Terms, view: View, now: datetime) -> Decision:
         return Finish()
     if hindrance is not None:
         return hindrance
-    return _nothing_yet(view, now) or Take(slice_size(terms))
+    return _nothing_yet(view, now) or Take(slice_size(terms, view.left))
 
 
 def _nothing_yet(view: View, now: datetime) -> Wait | None:
@@ -146,11 +149,12 @@ def failures(terms: Terms, view: View) -> str:
     return ""
 
 
-def slice_size(terms: Terms) -> int:
-    """Give how many meters are claimed together: fewer under a rate, which several workers share."""
+def slice_size(terms: Terms, left: int) -> int:
+    """Give how many meters are claimed together: fewer under a rate, and towards the end, for all to have some."""
+    most = min(terms.slice, max(FEWEST_TOGETHER, math.ceil(left / SHARES)))
     if terms.rate is None:
-        return terms.slice
-    return max(1, min(terms.slice, math.floor(terms.rate * PACED_SLICE_SECONDS)))
+        return most
+    return max(1, min(most, math.floor(terms.rate * PACED_SLICE_SECONDS)))
 
 
 def pace(terms: Terms, paced: datetime, now: datetime, claimed: int) -> datetime:

@@ -47,6 +47,10 @@ def test_a_running_campaign_takes_a_slice() -> None:
     assert decide(TERMS, view(waiting=1000), NOW) == Take(100)
 
 
+def test_towards_the_end_slices_get_smaller_so_that_every_worker_has_some() -> None:
+    assert [slice_size(TERMS, left) for left in (1000, 400, 80, 12, 1)] == [100, 50, 10, 4, 4]
+
+
 @pytest.mark.parametrize("state", [state for state in CampaignState if state is not CampaignState.RUNNING])
 def test_one_that_does_not_run_rests(state: CampaignState) -> None:
     assert decide(TERMS, view(state, waiting=5), NOW) == Rest(state)
@@ -71,18 +75,18 @@ def test_outside_of_the_window_nothing_begins() -> None:
     assert isinstance(waits, Wait)
     assert waits.until == NOW.replace(hour=22)
     assert hinder(night, view(waiting=5), NOW) == waits
-    assert decide(night, view(waiting=5), NOW.replace(hour=22)) == Take(100)
+    assert decide(night, view(waiting=5), NOW.replace(hour=22)) == Take(4)
 
 
 def test_a_rate_spreads_the_slices_and_makes_them_small() -> None:
     slow = Terms(rate=2.0)
-    assert slice_size(slow) == 20
-    assert slice_size(Terms(rate=0.01)) == 1
-    assert slice_size(Terms(rate=1000.0)) == 100
+    assert slice_size(slow, 1000) == 20
+    assert slice_size(Terms(rate=0.01), 1000) == 1
+    assert slice_size(Terms(rate=1000.0), 1000) == 100
     assert gap(slow) == timedelta(seconds=0.5)
     paced = pace(slow, NOW - timedelta(hours=1), NOW, 20)
     assert paced == NOW + timedelta(seconds=10)
-    counts = view(waiting=100)
+    counts = view(waiting=1000)
     waits = decide(slow, View(counts.state, counts.counts, paced, NOW), NOW)
     assert waits == Wait(paced, "the rate allows no more")
     assert decide(slow, View(counts.state, counts.counts, paced, NOW), paced) == Take(20)
@@ -112,7 +116,7 @@ def test_the_limit_counts_from_the_last_start() -> None:
     counts = {Standing.FAILED: 5, Standing.DONE: 100, Standing.WAITING: 1}
     started = View(CampaignState.RUNNING, counts, NOW, NOW, failed_before=5, done_before=100)
     assert (started.failing, started.tried) == (0, 0)
-    assert decide(Terms(stop=Limit(meters=3)), started, NOW) == Take(100)
+    assert decide(Terms(stop=Limit(meters=3)), started, NOW) == Take(4)
 
 
 def test_an_attempt_that_fails_is_made_again_later_and_not_for_ever() -> None:
