@@ -31,11 +31,11 @@ from hsmkm.errors import InputError
 from hsmkm.steps.communicate import is_gone, this_process
 from hsmkm.steps.distribute import CLIENT
 from hsmkm.steps.party import Party
-from hsmkm.store import campaigns, fleet, parties
+from hsmkm.store import campaigns, fleet, parties, revision
 from hsmkm.store.campaign import Campaign, CampaignMeter, CampaignState, Slice, Standing
 from hsmkm.store.campaigns import SliceLostError
 from hsmkm.store.candidate import Candidate
-from hsmkm.store.store import Transaction, refuse_other_schema
+from hsmkm.store.store import Transaction
 
 TOGETHER = 25
 """Meters behind one concentrator that holds keys which are renewed together, so that it gets one package for them."""
@@ -110,7 +110,7 @@ def _next(party: Party, campaign: Campaign) -> Slice | Hindrance | Finish:
     """Claim a slice or take one over, or say what forbids it; a campaign that is at its end is brought there."""
     terms = Terms.of(campaign.settings)
     with party.store.count() as tx:
-        refuse_other_schema(tx)
+        revision.refuse_other(tx.connection)
         now = campaigns.get(tx, campaign.id)
         if now.state is CampaignState.RUNNING:
             refuse_stranger(party, now)
@@ -211,7 +211,7 @@ def _paced(terms: Terms, units: Iterable[Unit]) -> Iterator[Unit]:
 def _begin(party: Party, terms: Terms, held: Slice, unit: Unit) -> list[CampaignMeter]:
     """Keep the slice and count the attempts; nothing where the campaign goes no further now."""
     with party.store.count() as tx:
-        refuse_other_schema(tx)
+        revision.refuse_other(tx.connection)
         campaigns.beat(tx, held, SLICE_SECONDS)
         if plan.hinder(terms, view_of(tx, campaigns.get(tx, held.campaign)), tx.now) is not None:
             return []

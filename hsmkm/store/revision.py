@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Connection, Engine, inspect
 
 from hsmkm.errors import RefusedError
 from hsmkm.store import engine as engines
@@ -16,6 +16,14 @@ def require_newest(engine: Engine) -> None:
         raise RefusedError("the database is not a store of hsmkm", hint="make one with hsmkm init")
     if found != schema.HEAD:
         raise RefusedError(f"the store has the older schema {found}", hint="upgrade it with hsmkm store upgrade")
+
+
+def refuse_other(connection: Connection) -> None:
+    """Raise RefusedError where a store was brought to another schema since it was opened."""
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if found != schema.HEAD:
+        text = f"the store has the schema {found} now, and this program works with {schema.HEAD}"
+        raise RefusedError(text, hint="bring what is older of both to the other's version: hsmkm store upgrade")
 
 
 def refuse_strangers(engine: Engine) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, Table
 
-from hsmkm.errors import IntegrityError, PolicyError, RefusedError
+from hsmkm.errors import IntegrityError, PolicyError
 from hsmkm.store import engine as engines
 from hsmkm.store import revision, schema, state, statements, sums
 from hsmkm.store.anchor import Anchor
@@ -444,14 +444,6 @@ def _refuse_retired(connection: Connection) -> None:
 def _change(verb: str, table: Table, *parts: Mapping[str, Value]) -> bytes:
     flat = [item for part in parts for pair in sorted(part.items()) for item in pair]
     return encode(f"{verb} {table.name}", len(parts[0]), *flat)
-
-
-def refuse_other_schema(tx: Transaction) -> None:
-    """Raise RefusedError where the store was brought to another schema since it was opened."""
-    found = tx.connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    if found != schema.HEAD:
-        text = f"the store has the schema {found} now, and this program works with {schema.HEAD}"
-        raise RefusedError(text, hint="upgrade what is older of both, and begin again: hsmkm store upgrade")
 
 
 def _utc_now() -> datetime:

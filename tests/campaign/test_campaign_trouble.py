@@ -19,7 +19,7 @@ from hsmkm.campaign.plan import Finish, Wait
 from hsmkm.errors import RefusedError
 from hsmkm.store import campaigns, engine
 from hsmkm.store.campaign import CampaignState
-from hsmkm.store.store import StoreUnavailableError
+from hsmkm.store.failures import StoreUnavailableError
 from tests.campaign.conftest import CLAIMED, DONE, NAME, WAITING, made, standing, started, titles_in, worked
 from tests.field import PATIENCE, Field, key_states, wait_until
 from tests.field import started as process
