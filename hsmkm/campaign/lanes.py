@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from hsmkm.campaign.events import Event, Worked
 from hsmkm.campaign.plan import POLL, Finish, Rest, Stop, Wait
-from hsmkm.errors import HsmkmError, TokenBusyError, TokenUnreachableError
+from hsmkm.errors import HsmkmError, LoginError, TokenBusyError, TokenUnreachableError
 from hsmkm.token.workers import Worker
 
 if TYPE_CHECKING:
@@ -135,14 +135,16 @@ class Lanes:
         return last
 
     def _goes_on(self, place: _Place, failed: Failed) -> bool:
-        """Tell whether a lane goes on: a lasting one after a while, others with a fresh worker where theirs died."""
-        if self._lasting:
-            self._wait(PATIENCE)
-            return True
+        """Tell whether a lane goes on after a while: a lasting one does, others where only their worker died.
+
+        Nobody does after a login that failed: a token locks itself after a few wrong PINs.
+        """
         died = isinstance(failed.error, TokenUnreachableError) and place.deaths < MOST_DEATHS
-        if not died:
+        if isinstance(failed.error, LoginError) or not (self._lasting or died):
             self.stop()
-        return died
+            return False
+        self._wait(PATIENCE if self._lasting else 0.0)
+        return True
 
     def close(self) -> None:
         """Wait for the lanes, and let the workers end."""
@@ -169,14 +171,22 @@ class _Place:
     def __init__(self, start: Callable[[], Worker[Party]]) -> None:
         self._start = start
         self._lock = threading.Lock()
+        self._refused: LoginError | None = None
         self.deaths = 0
         self._worker = start()
 
     def present(self) -> Worker[Party]:
-        """Give the worker, a fresh one where it died; raises what starting one raised."""
+        """Give the worker, a fresh one where it died; raises what starting one raised, and never logs in again then."""
         with self._lock:
-            if not self._worker.alive:
+            if self._worker.alive:
+                return self._worker
+            if self._refused is not None:
+                raise self._refused.with_traceback(None)
+            try:
                 self._worker = self._start()
+            except LoginError as error:
+                self._refused = error
+                raise
             return self._worker
 
     def failed(self, error: HsmkmError) -> None:

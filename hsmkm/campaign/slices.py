@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from hsmkm.campaign import plan
 from hsmkm.campaign.attempt import Result, attempt, look
@@ -123,7 +124,7 @@ def _next(party: Party, campaign: Campaign) -> Slice | Hindrance | Finish:
 
 
 def _decide(tx: Transaction, terms: Terms, campaign: Campaign) -> Slice | Hindrance | Finish:
-    view = view_of(tx, campaign)
+    view = _view(tx, campaign, campaigns.soonest(tx, campaign.id))
     hindrance = plan.hinder(terms, view, tx.now)
     if hindrance is None:
         left = campaigns.take_over(tx, campaign.id, this_process(), SLICE_SECONDS, _at_work.is_left)
@@ -141,16 +142,10 @@ def _decide(tx: Transaction, terms: Terms, campaign: Campaign) -> Slice | Hindra
     return taken
 
 
-def view_of(tx: Transaction, campaign: Campaign) -> View:
+def _view(tx: Transaction, campaign: Campaign, soonest: datetime | None) -> View:
     """Give what decisions are made from."""
-    return View(
-        campaign.state,
-        campaigns.counts(tx, campaign.id),
-        campaign.paced,
-        campaigns.soonest(tx, campaign.id),
-        campaign.failed_before,
-        campaign.done_before,
-    )
+    counts = campaigns.counts(tx, campaign.id)
+    return View(campaign.state, counts, campaign.paced, soonest, campaign.failed_before, campaign.done_before)
 
 
 def _end(party: Party, terms: Terms, campaign: Campaign, decision: Stop | Finish) -> None:
@@ -160,7 +155,7 @@ def _end(party: Party, terms: Terms, campaign: Campaign, decision: Stop | Finish
         found = {state.value: count for state, count in campaigns.counts(tx, campaign.id).items()}
     with party.store.begin(action, campaign.name, {"meters": found}) as tx:
         now = campaigns.get(tx, campaign.id)
-        if type(plan.decide(terms, view_of(tx, now), tx.now)) is not type(decision):
+        if type(plan.decide(terms, _view(tx, now, campaigns.soonest(tx, now.id)), tx.now)) is not type(decision):
             return
         if isinstance(decision, Stop):
             campaigns.turn(tx, campaign.id, CampaignState.STOPPED, decision.why)
@@ -213,7 +208,7 @@ def _begin(party: Party, terms: Terms, held: Slice, unit: Unit) -> list[Campaign
     with party.store.count() as tx:
         revision.refuse_other(tx.connection)
         campaigns.beat(tx, held, SLICE_SECONDS)
-        if plan.hinder(terms, view_of(tx, campaigns.get(tx, held.campaign)), tx.now) is not None:
+        if plan.hinder(terms, _view(tx, campaigns.get(tx, held.campaign), None), tx.now) is not None:
             return []
         return [meter if plan.is_spent(terms, meter) else campaigns.begin(tx, held, meter) for meter in unit]
 

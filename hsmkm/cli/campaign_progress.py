@@ -75,8 +75,7 @@ class Course:
         return self.worked / max(time.monotonic() - self._began, 1e-9)
 
     def _failed(self, error: HsmkmError) -> None:
-        again = isinstance(error, TokenUnreachableError)
-        if self.failure is None or not again:
+        if self.failure is None or not isinstance(error, TokenUnreachableError):
             self.failure = error
         talk(f"a worker stopped: {error.message}")
 

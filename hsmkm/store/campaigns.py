@@ -199,10 +199,7 @@ def holders(tx: Transaction, campaign: int) -> list[tuple[str, datetime]]:
 
 def beat(tx: Transaction, held: Slice, seconds: int) -> None:
     """Keep a slice for some seconds from now; raises SliceLostError if another worker took it over."""
-    c = slices_table.c
-    row = tx.one(select(slices_table).where(c.id == held.id))
-    if row is None or (row["fence"], row["state"]) != (held.fence, OPEN):
-        raise SliceLostError(f"slice {held.id} was taken over by another worker", hint="it goes on with the meters")
+    _check_fence(tx, held)
     tx.update(slices_table, {"id": held.id, "fence": held.fence}, {"expires": _expiry(tx, seconds)})
 
 
@@ -267,7 +264,15 @@ def tally(tx: Transaction, campaign: int) -> Counts:
     return dict.fromkeys(Standing, 0) | {Standing(row["state"]): row["meters"] for row in tx.all(statement)}
 
 
+def _check_fence(tx: Transaction, held: Slice) -> None:
+    c = slices_table.c
+    row = tx.one(select(c.fence, c.state).where(c.id == held.id))
+    if row is None or (row["fence"], row["state"]) != (held.fence, OPEN):
+        raise SliceLostError(f"slice {held.id} was taken over by another worker", hint="it goes on with the meters")
+
+
 def _check(tx: Transaction, held: Slice, meter: CampaignMeter) -> None:
+    _check_fence(tx, held)
     row = tx.one(_row(held, meter))
     if row is None or row["slice"] != held.id:
         raise SliceLostError(f"meter {meter.title} is not in slice {held.id} any more")
