@@ -12,7 +12,7 @@ class WorkerSettings:
     """Worker processes of bulk work, the threads of each with a PKCS#11 session of its own, and meters in a batch.
 
     0 stands for what suits: a process for each core, the threads that the token's profile names, and batches of 500
-    meters, or of 50 where several threads of a process wait for a token that is far away.
+    meters, or of 16 where several threads of a process wait for a token that is far away.
     """
 
     processes: int = 0

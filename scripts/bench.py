@@ -39,6 +39,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds is a number of 1 or more")
+    if options.sample and options.write:
+        parser.error("the figures of a sample mean nothing, and are not written")
     return options
 
 
@@ -69,11 +71,12 @@ def main(arguments: list[str]) -> int:
     """Measure, show, and tell by the exit code whether every figure was reached."""
     options = parsed(arguments)
     try:
+        found_on = machine()
         figures = measure_all(options)
     except LookupError as error:
         sys.stderr.write(f"error: {error.args[0]}\nhint: scripts/bench --help names the groups\n")
         return 2
-    document = {"machine": machine(), "sample": options.sample, "lines": [figure.document() for figure in figures]}
+    document = {"machine": found_on, "sample": options.sample, "lines": [figure.document() for figure in figures]}
     if options.json:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     if options.write:

@@ -5,7 +5,6 @@ Everything lies in one temporary folder, which goes at the end. Homes are made w
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -26,6 +25,20 @@ MODEL, FLAG = "virtual", "MMM"
 
 class MissingError(Exception):
     """What a measurement is built with is not installed; the message says what to install."""
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def proportional_mb(process: int) -> float:
+    """Tell the memory of a process in megabytes, with its part of what it shares (PSS)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +65,8 @@ class Lab:
     folder: Path
     sample: bool
     stack: ExitStack = field(default_factory=ExitStack)
-    _serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    provisioned: int = 0
+    """How many meters were ordered so far: that many are in the factory's store."""
     _made: set[str] = field(default_factory=set)
 
     @classmethod
@@ -75,7 +89,8 @@ class Lab:
 
     def order(self, meters: int) -> Path:
         """Write a production order for so many new meters."""
-        serials = list(itertools.islice(self._serials, meters))
+        serials = range(self.provisioned + 1, self.provisioned + meters + 1)
+        self.provisioned += meters
         path = self.folder / f"order-{serials[0]}.csv"
         path.write_text("flag,serial,model,suite\n" + "".join(f"{FLAG},{serial},{MODEL},0\n" for serial in serials))
         return path
@@ -85,6 +100,12 @@ class Lab:
         """End what a line began before the next one is measured."""
         with ExitStack() as self.stack:
             yield
+
+    def set_environment(self, values: Mapping[str, str]) -> None:
+        """Set variables of the environment until the line ends."""
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        self.stack.callback(_restore, before)
 
     def loop(self, loop: Loop, count: int) -> float:
         """Let the C loop do so many rounds of its work; the seconds they took."""

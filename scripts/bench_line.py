@@ -42,6 +42,8 @@ class Line:
     axis: str = ""
     at: float = 0.0
     warm_up: bool = True
+    most_rounds: int = 0
+    """So many rounds are measured at most, where that is not 0: of work that cannot be done twice alike."""
     extra: Callable[[], dict[str, float]] | None = field(default=None)
     """Further figures to show, such as memory; asked for after the rounds."""
 
@@ -121,7 +123,7 @@ def measured(group: str, line: Line, rounds: int, *, sample: bool) -> Figure:
     if line.warm_up:
         line.ours(max(1, min(line.few, count)))
     ours, base = [], []
-    for number in range(rounds):
+    for number in range(min(rounds, line.most_rounds or rounds)):
         for is_ours in (True, False) if number % 2 else (False, True):
             if is_ours:
                 ours.append(count / line.ours(count))
@@ -139,6 +141,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

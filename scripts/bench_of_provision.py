@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -36,7 +35,7 @@ class Factory:
 
     def _started(self) -> Worker[Party]:
         """Start it, to end with the line."""
-        os.environ["HSMKM_WORKERS_PROCESSES"] = str(self.processes)
+        self.lab.set_environment({"HSMKM_WORKERS_PROCESSES": str(self.processes)})
         self._worker = self.lab.stack.enter_context(Worker(open_party, self.lab.home("factory"), ACTOR))
         return self._worker
 

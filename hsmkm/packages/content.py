@@ -25,7 +25,7 @@ from enum import StrEnum
 from hsmkm.errors import Fault, InputError
 from hsmkm.packages.fields import Fields, decode_base64, time_text
 from hsmkm.packages.strict_json import MAX_INTEGER, canonical, parse
-from hsmkm.store.groups import SHARED_ROLES
+from hsmkm.store.key_set import SHARED_BY_GROUP
 from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, SecretRole, key_octets
 
 FORMAT = "hsmkm-key-package/1"
@@ -400,5 +400,5 @@ def _is_shared(one: tuple[MeterEntry, WrappedKey], other: tuple[MeterEntry, Wrap
     (entry, key), (entry2, key2) = one, other
     if (key.role, key.identity, key.wrapped) != (key2.role, key2.identity, key2.wrapped):
         return False
-    in_group = key.role in SHARED_ROLES and bool(entry.group) and entry.group == entry2.group
+    in_group = key.role in SHARED_BY_GROUP and bool(entry.group) and entry.group == entry2.group
     return in_group or entry.name[:3] == entry2.name[:3]

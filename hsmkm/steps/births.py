@@ -1,6 +1,7 @@
 """New key sets in bulk: what a worker makes of a batch of meters, ready for the store and the injection package.
 
-For one key set: 18 calls of the token, none of which asks for a length, and 4 more for an LLS or HLS secret.
+For one key set: 18 calls of the token, none of which asks for a length, and 4 more for an LLS or HLS secret. A worker
+imports this and little else of the steps: it has neither store nor peers.
 """
 
 from __future__ import annotations
@@ -9,19 +10,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hsmkm.meter_model import MeterModel
 from hsmkm.packages.bulk import EntryWriter, is_usual
 from hsmkm.packages.content import MeterEntry, Purpose
-from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.hands import Hand
-from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, KeyState
+from hsmkm.store.key_set import IDENTITY_OCTETS
 from hsmkm.store.key_set_bulk import Form, FormEncoder
 from hsmkm.token.births import Births, NewKey
 from hsmkm.token.keys import KeyHandle
-from hsmkm.token.types import KeyRole, MeterRole, Sealed
-
-FIRST_GENERATION = 1
-_KEYS = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
+from hsmkm.token.types import Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +33,6 @@ class Made:
     sets: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     entries: str = field(repr=False)
     probes: tuple[str, ...] = field(repr=False)
-
-
-def forms_of(model: MeterModel, suite: int, order: str) -> tuple[Form, ...]:
-    """Give the form of a meter's first key sets, one for each association."""
-    return tuple(_form(model.association(name), model.name, suite, order) for name in model.associations)
-
-
-def _form(association: MeterModel, model: str, suite: int, order: str) -> Form:
-    keys: list[tuple[MeterRole, int]] = [(role, KEY_OCTETS[suite]) for role in _KEYS]
-    keys += [(role, association.authentication.secret_octets) for role in secret_roles(association)]
-    return Form(*association.place, FIRST_GENERATION, model, order, suite, KeyState.PRE_ACTIVE, tuple(keys))
 
 
 def make_key_sets(

@@ -21,19 +21,24 @@ from hsmkm.packages.bulk import join
 from hsmkm.packages.content import MAX_METERS, PackageHeader, Purpose
 from hsmkm.packages.send import Signatory, close_bulk, open_bulk
 from hsmkm.pki.slots import curve_for
-from hsmkm.steps.births import Made, forms_of, make_key_sets
+from hsmkm.steps.births import Made, make_key_sets
 from hsmkm.steps.certify import trust_of
+from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.deliver import Parcel, hand_out, header_for, outbox, recipient, signatory
 from hsmkm.steps.first_package import check_recipient
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Provisioned, Sent
 from hsmkm.store import holders, key_sets, meters, orders
+from hsmkm.store.key_set import KEY_OCTETS, KeyState
 from hsmkm.store.key_set_bulk import Form, identities_of, wrapped_of
 from hsmkm.store.meter import Meter
 from hsmkm.store.orders import Order
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import Sealed
+from hsmkm.token.types import KeyRole, MeterRole, Sealed
+
+FIRST_GENERATION = 1
+_KEYS = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,17 @@ def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[Orde
         hint = "take these meters out of the order, or give it to the factory that makes them"
         raise InputError(f"order {order.name} has {len(faults)} fault(s), nothing was provisioned", faults, hint)
     return waiting
+
+
+def forms_of(model: MeterModel, suite: int, order: str) -> tuple[Form, ...]:
+    """Give the form of a meter's first key sets, one for each association."""
+    return tuple(_form(model.association(name), model.name, suite, order) for name in model.associations)
+
+
+def _form(association: MeterModel, model: str, suite: int, order: str) -> Form:
+    keys: list[tuple[MeterRole, int]] = [(role, KEY_OCTETS[suite]) for role in _KEYS]
+    keys += [(role, association.authentication.secret_octets) for role in secret_roles(association)]
+    return Form(*association.place, FIRST_GENERATION, model, order, suite, KeyState.PRE_ACTIVE, tuple(keys))
 
 
 def _packages(

@@ -23,13 +23,13 @@ from enum import StrEnum
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
-from hsmkm.store.key_set import KeySet, StoredKey, check_keys, pack, unpack
+from hsmkm.store.key_set import SHARED_BY_GROUP, KeySet, StoredKey, check_keys, pack, unpack
 from hsmkm.store.schema import broadcast_groups, group_keys, group_members
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.token.types import KeyRole
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-SHARED_ROLES = (KeyRole.GAK, KeyRole.GBEK)
+SHARED_ROLES = SHARED_BY_GROUP
 """What the members of a group have in common."""
 
 ROWS = AuthenticatedTable(

@@ -55,6 +55,8 @@ ROLES: dict[int, MeterRole] = {
 """Numbers of the roles in stored rows, 0 to 3 as in key_transfer (IEC 62056-6-2, Security setup); never given anew."""
 ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
 ROLE_NAMES = {role.value: role for role in ROLES.values()}
+SHARED_BY_GROUP = (KeyRole.GAK, KeyRole.GBEK)
+"""What the members of a broadcast group have in common."""
 STATE_NUMBERS = {state: number for number, state in enumerate(KeyState)}
 STATES = tuple(KeyState)
 

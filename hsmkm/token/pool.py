@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-LOCAL_BATCH, DISTANT_BATCH = 500, 50
+LOCAL_BATCH, DISTANT_BATCH = 500, 16
 """Meters in a batch: of a token on this machine, and of one that several threads of a process wait for."""
 
 

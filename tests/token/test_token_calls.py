@@ -60,6 +60,25 @@ def test_provisioning_a_meter_is_eighteen_calls(work: ModuleType, token_settings
     assert sum(after.values()) == 18 * meters
 
 
+@pytest.mark.parametrize("in_own_session", [False, True])
+def test_key_sets_in_bulk_are_eighteen_calls_each_or_fourteen(
+    work: ModuleType, token_settings: TokenSettings, log: Path, *, in_own_session: bool
+) -> None:
+    bear = work.bear_in_own_session if in_own_session else work.bear
+    with Worker(work.open_vault, replace(token_settings, module=SPY)) as worker:
+        worker.call(bear, 1)
+        before = calls(log)
+        worker.call(bear, 1)
+        once = calls(log) - before
+        before = calls(log)
+        worker.call(bear, 12)
+        more = calls(log) - before - once
+    sets = 11
+    made = {"C_GenerateKey": 4 * sets, "C_WrapKey": 8 * sets, "C_SignInit": sets, "C_Sign": sets}
+    assert more == Counter(made if in_own_session else made | {"C_DestroyObject": 4 * sets})
+    assert once["C_OpenSession"] == once["C_CloseSession"] == int(in_own_session)
+
+
 def test_a_wrong_pin_is_one_login_for_the_process(
     work: ModuleType, token_settings: TokenSettings, log: Path, new_pin_file: Path
 ) -> None:

@@ -79,7 +79,7 @@ def test_a_wrong_pin_is_tried_by_one_worker_alone(work: ModuleType, token_settin
 def test_the_shape_follows_the_settings_then_the_profile() -> None:
     profile = load_profile("softhsm2")
     assert Shape.of(WorkerSettings(processes=3), profile) == Shape(3, 1, 500)
-    assert Shape.of(WorkerSettings(threads=32), profile) == Shape(1, 32, 50)
+    assert Shape.of(WorkerSettings(threads=32), profile) == Shape(1, 32, 16)
     assert Shape.of(WorkerSettings(2, 16, 25), profile) == Shape(2, 16, 25)
     assert Shape.of(WorkerSettings(), profile).processes >= 1
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hsmkm.errors import RefusedError, TokenUnreachableError
 from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
+from hsmkm.token.births import Births, NewKey
 from hsmkm.token.curves import encode_raw
 from hsmkm.token.session import open_session
 from hsmkm.token.types import KeyRole
@@ -52,6 +53,24 @@ def provision_one(vault: Vault, package: object, meter: int) -> None:
     vault.mac(b"meter %d" % meter)
     for key in keys:
         vault.destroy(key)
+
+
+FORM = tuple(NewKey(role, 16) for role in (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK))
+
+
+def bear(vault: Vault, sets: int, *, own_session: bool = False) -> int:
+    """Make key sets in bulk, under a package key that another process could have lent."""
+    with vault.generate_package_key() as package:
+        lent = vault.lend(package)
+    with vault.borrow(lent) as package, Births(vault, FORM, package, own_session=own_session) as births:
+        for number in range(sets):
+            births.make()
+            births.mac(b"%d" % number)
+    return sets
+
+
+def bear_in_own_session(vault: Vault, sets: int) -> int:
+    return bear(vault, sets, own_session=True)
 
 
 def agree_both_ways(vault: Vault) -> None:
