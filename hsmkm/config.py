@@ -37,6 +37,8 @@ APPROVABLE = (
     "token-init-keys",
     "token-rotate",
     "token-migrate",
+    "token-import-key",
+    "token-destroy-key",
     "package-first-recipient",
     "meter-destroy",
     "meter-transfer",
@@ -151,7 +153,7 @@ class PolicySettings:
 
     `kdf_on_host`: a key agreed on, for a package or with a meter, may pass through host memory once, where the token
     cannot derive it.
-    `import_keys`: a model's initial keys may be imported in clear.
+    `import_keys`: a model's initial keys, and line keys, may be imported in clear.
     `max_counter_jump`: how far a meter may move our invocation counter at once.
     `retention_days`: how long a factory keeps its copy after the receipt. `package_days`: how long a package is valid.
     `attempts_per_day`: associations tried on one meter in 24 hours while its state is unknown.

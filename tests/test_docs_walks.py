@@ -172,6 +172,17 @@ def test_a_pki_is_set_up_renewed_and_revoked_as_its_page_says(tmp_path: Path) ->
     assert "certificates/factory/tls.pem: OK" in done.stdout
 
 
+def test_a_line_that_opens_no_packages_gets_records_as_its_page_says(realm: Realm, tmp_path: Path) -> None:
+    realm.order(1, 2)
+    done = walk("provision-line.md", {"LAB": str(realm.folder)}, tmp_path)
+    check = re.compile(r"\b[0-9A-F]{6}\b")
+    masked = [
+        [replace(each, output=check.sub("<check>", each.output)) for each in (shown, printed)]
+        for shown, printed, _ in done
+    ]
+    assert differences([(shown, printed, done[at][2]) for at, (shown, printed) in enumerate(masked)]) == []
+
+
 @pytest.mark.slow
 def test_four_eyes_go_as_their_page_says(realm: Realm, tmp_path: Path) -> None:
     realm.order(1, 2)

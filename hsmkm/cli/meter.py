@@ -20,7 +20,7 @@ from hsmkm.errors import Fault, InputError, PartlyDoneError
 from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
 
 if TYPE_CHECKING:
-    from hsmkm.steps import agree, client_reading, communicate, party, suspicions, third_party, way_back
+    from hsmkm.steps import agree, client_reading, communicate, line_records, party, suspicions, third_party, way_back
     from hsmkm.steps import enrol as enrol_step
     from hsmkm.steps import in_doubt as doubt
     from hsmkm.steps import inject as inject_step
@@ -36,7 +36,7 @@ else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
     )
-    doubt, renewal = deferred("hsmkm.steps", "in_doubt", "renew_certificates")
+    doubt, line_records, renewal = deferred("hsmkm.steps", "in_doubt", "line_records", "renew_certificates")
     enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
         "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
@@ -51,14 +51,23 @@ app.add_typer(life.app)
 @app.command()
 def provision(
     order: Annotated[Path, typer.Argument(help="Production order, CSV.")],
-    line: Annotated[str, typer.Option(help="Party name of the line equipment that the injection package is for.")],
+    line: Annotated[str, typer.Option(help="Party name of the line equipment that the injection package is for.")] = "",
+    line_key: Annotated[
+        str,
+        typer.Option(help="For equipment that opens no packages: label of its line key; it gets a JSON-lines file."),
+    ] = "",
 ) -> None:
     """Make key sets for a production order.
 
-    Each meter gets a unique one, and the line equipment the injection package.
+    Each meter gets a unique one, and the line equipment the injection package, or records under its line key.
     """
+    if bool(line) == bool(line_key):
+        raise InputError("an order is for one line", hint="give --line PARTY, or --line-key LABEL")
     with party_worker() as worker:
-        done = worker.call(provision_step.provision, order.resolve(), line)
+        if line_key:
+            done = worker.call(line_records.provision_records, order.resolve(), line_key)
+        else:
+            done = worker.call(provision_step.provision, order.resolve(), line)
     if done.already:
         talk("this order was provisioned before; nothing was done")
     show(

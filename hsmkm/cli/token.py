@@ -13,11 +13,14 @@ from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
 from hsmkm.errors import InputError, TokenRefusedError
 
 if TYPE_CHECKING:
+    from hsmkm.steps import line_keys as lines
     from hsmkm.steps import migrate as moving
     from hsmkm.steps import rotate as rotation
     from hsmkm.steps import setup, take_over
 else:
-    moving, rotation, setup, take_over = deferred("hsmkm.steps", "migrate", "rotate", "setup", "take_over")
+    lines, moving, rotation, setup, take_over = deferred(
+        "hsmkm.steps", "line_keys", "migrate", "rotate", "setup", "take_over"
+    )
 
 app = typer.Typer(help="The PKCS#11 token that holds the party's keys.", no_args_is_help=True)
 
@@ -80,6 +83,47 @@ def rotate(
             return
         moved = worker.call(rotation.rotate, named(approval))
     show([{"keys": item.number, "table": item.table, "rows": item.rows} for item in moved], ("keys", "table", "rows"))
+
+
+@app.command()
+def import_key(
+    label: Annotated[str, typer.Argument(help="A label for the line key.")],
+    order: Annotated[Path, typer.Option(help="The production order that the key is for, CSV.")],
+    component: Annotated[
+        list[Path], typer.Option(help="File of 64 hex digits, mode 0600; given twice, the key is the XOR of both.")
+    ],
+    check: Annotated[str, typer.Option(help="The check value that the key must have, 6 hex digits.")] = "",
+    approval: Approval = "",
+) -> None:
+    """Import the key of a line that opens no packages.
+
+    It is for one order, and wraps the master keys of its meters; see `hsmkm meter provision --line-key`.
+    """
+    files = [path.resolve() for path in component]
+    with party_worker() as worker:
+        held = worker.call(lines.import_line_key, label, order.resolve(), files, check, named(approval))
+    row = {"line_key": held.label, "check": held.check, "order": held.order, "file": held.name}
+    show([row], ("line_key", "check", "order", "file"))
+
+
+@app.command()
+def destroy_key(
+    label: Annotated[str, typer.Argument(help="The label of a line key.")],
+    approval: Approval = "",
+) -> None:
+    """Destroy the key of a line, when it has what it was for."""
+    with party_worker() as worker:
+        gone = worker.call(lines.destroy_line_key, label, named(approval))
+    show([{"line_key": gone.label, "result": "destroyed"}], ("line_key", "result"))
+
+
+@app.command()
+def line_keys() -> None:
+    """List the line keys of the token, with the order that each is for."""
+    with party_worker() as worker:
+        found = worker.call(lines.line_keys)
+    rows = [{"line_key": held.label, "order": held.order, "file": held.name} for held in found]
+    show(rows, ("line_key", "order", "file"))
 
 
 @app.command()

@@ -33,6 +33,8 @@ _METERS = b'"meters":[]'
 class EntryWriter:
     """Writes entries of one form: everything but the title, the serial number and the keys is the first entry's."""
 
+    between = ","
+
     def __init__(self, purpose: Purpose, like: MeterEntry, keys: Sequence[tuple[MeterRole, int]]) -> None:
         self._purpose = purpose
         self._like = like

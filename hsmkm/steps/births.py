@@ -9,14 +9,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from hsmkm.packages.bulk import EntryWriter, is_usual
 from hsmkm.packages.content import MeterEntry, Purpose
 from hsmkm.steps.hands import Hand
 from hsmkm.store.key_set import IDENTITY_OCTETS
 from hsmkm.store.key_set_bulk import Form, FormEncoder
-from hsmkm.token.births import Births, NewKey
-from hsmkm.token.keys import KeyHandle
+from hsmkm.token.births import Births, Carrier, NewKey
 from hsmkm.token.types import Sealed
 
 
@@ -25,7 +25,7 @@ class Made:
     """Key sets of one form, in the order of their meters.
 
     `keys` are the numbers of the storage and integrity keys; `sets` are (keys as they are stored, MAC); `entries` are
-    the package's, one text with commas, and `probes` those of them that are to be read back.
+    what travels to the line, one text, and `probes` those of them that are to be read back.
     """
 
     form: Form
@@ -40,16 +40,28 @@ def make_key_sets(
 ) -> tuple[Made, ...]:
     """Make the key sets of meters (system title, serial number), in each form, under a package key that was lent."""
     with hand.vault.borrow(lent) as package_key:
-        return tuple(_made(hand, package_key, form, meters) for form in forms)
+        return tuple(
+            make_under(hand, package_key, form, meters, EntryWriter(Purpose.INJECTION, entry_of(form), form.keys))
+            for form in forms
+        )
 
 
-def _made(hand: Hand, package_key: KeyHandle, form: Form, meters: Sequence[tuple[bytes, str]]) -> Made:
+class Writer(Protocol):
+    """Writes what travels to the line of one meter; `between` stands between two of them."""
+
+    between: str
+
+    def write(self, system_title: bytes, serial: str, identities: bytes, travelling: bytes) -> str:
+        """Write the keys of a meter: their identities (16 octets each) and wrapped keys, in the order of the form."""
+
+
+def make_under(hand: Hand, carrier: Carrier, form: Form, meters: Sequence[tuple[bytes, str]], writer: Writer) -> Made:
+    """Make the key sets of meters in one form, the master keys wrapped under a carrier for the line."""
     whole = IDENTITY_OCTETS * len(form.keys)
     identities = secrets.token_bytes(whole * len(meters))
     sets, entries, probes = [], [], []
-    writer = EntryWriter(Purpose.INJECTION, _entry(form), form.keys)
     new_keys = tuple(NewKey(role, octets) for role, octets in form.keys)
-    with Births(hand.vault, new_keys, package_key, own_session=hand.own_sessions) as births:
+    with Births(hand.vault, new_keys, carrier, own_session=hand.own_sessions) as births:
         encoder = FormEncoder(form, births.storage_key, births.integrity_key)
         for number, (title, serial) in enumerate(meters):
             sealed, travelling = births.make()
@@ -61,10 +73,10 @@ def _made(hand: Hand, package_key: KeyHandle, form: Form, meters: Sequence[tuple
             if not number or not is_usual(serial):
                 probes.append(entry)
         numbers = births.storage_key, births.integrity_key
-    return Made(form, numbers, tuple(sets), ",".join(entries), tuple(probes))
+    return Made(form, numbers, tuple(sets), writer.between.join(entries), tuple(probes))
 
 
-def _entry(form: Form) -> MeterEntry:
+def entry_of(form: Form) -> MeterEntry:
     """Give an entry of the form, without what is each meter's own."""
     return MeterEntry(
         system_title=b"",

@@ -120,11 +120,11 @@ def outbox(party: Party, *, wait: bool = True) -> Iterator[None]:
 
 
 def _partial_files(party: Party) -> list[Path]:
-    return sorted((party.home / "packages").glob(f"*.p7m{PARTIAL}"))
+    return sorted((party.home / "packages").glob(f"*{PARTIAL}"))
 
 
 def _finish(party: Party, partial: Path) -> None:
-    path = partial.with_name(partial.name.removesuffix(PARTIAL))
+    path = partial.with_name(partial.name.removesuffix(PARTIAL))  # ID.p7m, or ID.jsonl of injection records
     with party.store.read() as tx:
         known = packages.get(tx, path.stem)
     if known is not None and known.sha256 == hashlib.sha256(partial.read_bytes()).digest():

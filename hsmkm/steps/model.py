@@ -86,7 +86,7 @@ def read_key_file(path: Path, octets: int, secret: tuple[SecretRole, ...] = ()) 
 
     The secrets that the model's mechanism takes, `lls` or `hls`, have 8 to 64 octets, a multiple of 8.
     """
-    content = _private_file(path)
+    content = private_file(path, "give a file of lines `role = hex`")
     reader = _KeyFile(str(path), octets, secret)
     try:
         with memoryview(content) as view:
@@ -129,7 +129,7 @@ class _KeyFile:
         if reason:
             self.fault(number, reason)
         else:
-            self.found[role] = _from_hex(line, match.start(2), octets)
+            self.found[role] = from_hex(line, match.start(2), octets)
 
     def reason(self, role: MeterRole, octets: int) -> str:
         """Say why a key of this length is not taken."""
@@ -155,7 +155,7 @@ class _KeyFile:
         return self.found
 
 
-def _private_file(path: Path) -> bytearray:
+def private_file(path: Path, hint: str) -> bytearray:
     """Read a file of its owner alone into memory that can be wiped."""
     try:
         with path.open("rb", buffering=0) as file:
@@ -165,12 +165,12 @@ def _private_file(path: Path) -> bytearray:
             content = bytearray(MAX_KEY_FILE)
             length = file.readinto(content) or 0
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", hint="give a file of lines `role = hex`") from error
+        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     del content[length:]
     return content
 
 
-def _from_hex(line: memoryview, start: int, octets: int) -> bytearray:
+def from_hex(line: memoryview, start: int, octets: int) -> bytearray:
     """Decode without an immutable copy of the key on the way."""
     value = bytearray(octets)
     for place in range(octets):

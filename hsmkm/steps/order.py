@@ -203,6 +203,15 @@ def _rows(source: str, text: str) -> Iterator[tuple[int, list[str]]]:
 
 def read_order(path: Path, model_of: Callable[[str], MeterModel]) -> ProductionOrder:
     """Read a production order; InputError lists every fault of the file with its line and column."""
+    return parse_order(path.name, _octets(path), model_of)
+
+
+def order_digest(path: Path) -> bytes:
+    """Give the SHA-256 of an order file, by which it is known, without reading what it says; raises as `read_order`."""
+    return hashlib.sha256(_octets(path)).digest()
+
+
+def _octets(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         octets = path.read_bytes() if size <= MAX_ORDER_OCTETS else b""
@@ -210,7 +219,7 @@ def read_order(path: Path, model_of: Callable[[str], MeterModel]) -> ProductionO
         raise InputError(f"cannot read order {path}: {error.strerror}", hint="give the path of a CSV file") from error
     if size > MAX_ORDER_OCTETS:
         raise InputError(f"order {path} is above {MAX_ORDER_OCTETS} octets", hint="split it into several orders")
-    return parse_order(path.name, octets, model_of)
+    return octets
 
 
 def parse_order(name: str, octets: bytes, model_of: Callable[[str], MeterModel]) -> ProductionOrder:

@@ -42,11 +42,16 @@ _KEYS = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """Meters of one model and suite that a worker takes up together."""
 
     forms: tuple[Form, ...]
     meters: Sequence[OrderedMeter]
+
+    @property
+    def pairs(self) -> list[tuple[bytes, str]]:
+        """The system title and serial number of each meter."""
+        return [(item.system_title.octets, item.serial) for item in self.meters]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class _Opened:
     sender: Signatory = field(repr=False)
     lent: Sealed = field(repr=False)
     info: bytes
-    batches: Sequence[_Batch]
+    batches: Sequence[Batch]
 
 
 def provision(party: Party, path: Path, line: str) -> Provisioned:
@@ -72,21 +77,36 @@ def provision(party: Party, path: Path, line: str) -> Provisioned:
 
 
 def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
+    known = provisioned(party, order)
+    if known is not None:
+        return known
+    with party.store.read() as tx:
+        waiting = waiting_of(party, tx, order)
+    check_recipient(party, line)
+    models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
+    sent = list(_packages(party, order, chunks_of(waiting, models), models, line))
+    return finish(party, order, [item.path for item in sent])
+
+
+def provisioned(party: Party, order: ProductionOrder) -> Provisioned | None:
+    """Tell of an order that is done; None of any other."""
     order_id = order.digest.hex()
     with party.store.read() as tx:
         known = orders.get(tx, order_id)
-        if known is not None and known.state == orders.DONE:
-            return Provisioned(order_id, known.rows, (), already=True)
-        waiting = _waiting(party, tx, order)
-    check_recipient(party, line)
-    models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
-    sent = list(_packages(party, order, _chunks(waiting, models), models, line))
+    if known is None or known.state != orders.DONE:
+        return None
+    return Provisioned(order_id, known.rows, (), already=True)
+
+
+def finish(party: Party, order: ProductionOrder, files: Sequence[Path]) -> Provisioned:
+    """Record that an order is done, with all of its meters made."""
+    order_id = order.digest.hex()
     with party.store.begin("order-done", order_id, {"meters": len(order.meters)}) as tx:
         orders.set_state(tx, order_id, orders.DONE)
-    return Provisioned(order_id, len(order.meters), tuple(item.path for item in sent), already=False)
+    return Provisioned(order_id, len(order.meters), tuple(files), already=False)
 
 
-def _chunks(waiting: Sequence[OrderedMeter], models: Mapping[str, MeterModel]) -> list[list[OrderedMeter]]:
+def chunks_of(waiting: Sequence[OrderedMeter], models: Mapping[str, MeterModel]) -> list[list[OrderedMeter]]:
     """Divide meters so that the key sets of each chunk fit into one package."""
     chunks: list[list[OrderedMeter]] = []
     room = 0
@@ -100,7 +120,7 @@ def _chunks(waiting: Sequence[OrderedMeter], models: Mapping[str, MeterModel]) -
     return chunks
 
 
-def _waiting(party: Party, tx: Transaction, order: ProductionOrder) -> list[OrderedMeter]:
+def waiting_of(party: Party, tx: Transaction, order: ProductionOrder) -> list[OrderedMeter]:
     """Give the meters still to be made; InputError where one belongs to another order or maker."""
     waiting, faults = [], []
     own = party.settings.party.flags
@@ -148,7 +168,7 @@ def _packages(
             package = _open(party, order, chunk, models, line, number)
             opened.append(package)
             for batch in package.batches:
-                yield package.lent, batch.forms, [(item.system_title.octets, item.serial) for item in batch.meters]
+                yield package.lent, batch.forms, batch.pairs
 
     answers = party.hands.work(sum(map(len, chunks)), make_key_sets, batches())
     for number in range(len(chunks)):
@@ -172,12 +192,19 @@ def _open(
     sender, receiver = signatory(party, curve), recipient(party, line, curve)
     header = header_for(party, Purpose.INJECTION, sender, receiver, after=number)
     lent, info = open_bulk(party.vault, trust_of(party), sender, receiver, header, suites)
+    return _Opened(header, sender, lent, info, batches_of(party, order, chunk, models))
+
+
+def batches_of(
+    party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter], models: Mapping[str, MeterModel]
+) -> list[Batch]:
+    """Divide meters into what workers take up together."""
     order_id, size = order.digest.hex(), party.hands.shape.batch
     batches = []
     for (model, suite), group in groupby(sorted(chunk, key=_kind), key=_kind):
         forms, alike = forms_of(models[model], suite, order_id), list(group)
-        batches += [_Batch(forms, alike[start : start + size]) for start in range(0, len(alike), size)]
-    return _Opened(header, sender, lent, info, batches)
+        batches += [Batch(forms, alike[start : start + size]) for start in range(0, len(alike), size)]
+    return batches
 
 
 def _kind(item: OrderedMeter) -> tuple[str, int]:
@@ -187,28 +214,36 @@ def _kind(item: OrderedMeter) -> tuple[str, int]:
 def _record(party: Party, order: ProductionOrder, package: _Opened, made: Sequence[tuple[Made, ...]]) -> Sent:
     """Sign the package, and record it with its meters and key sets in one transaction."""
     whole = [one for each in made for one in each]
-    _refuse_twins(whole)
+    refuse_twins(whole)
     content = join(package.header, package.info, [one.entries for one in whole], _probes(whole))
     data = close_bulk(package.sender, package.header, content)
-    ordered = [item for batch in package.batches for item in batch.meters]
-    order_id, to = order.digest.hex(), package.header.recipient.name
+    to, count = package.header.recipient.name, sum(len(batch.meters) for batch in package.batches)
 
     def also(tx: Transaction) -> None:
-        if orders.get(tx, order_id) is None:
-            orders.add(tx, Order(order_id, order.name, len(order.meters)))
-        new = (Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id) for item in ordered)
-        meters.add_many(tx, new)
-        for batch, each in zip(package.batches, made, strict=True):
-            for one in each:
-                titles = [item.system_title.octets for item in batch.meters]
-                rows = [(title, *row) for title, row in zip(titles, one.sets, strict=True)]
-                key_sets.add_bulk(tx, one.form, one.keys, rows)
+        add_made(tx, order, package.batches, made)
 
     def note_holders(tx: Transaction) -> None:
-        holders.add_sets(tx, to, package.header.id, _given(package.batches, made))
+        holders.add_sets(tx, to, package.header.id, given_to(package.batches, made))
 
-    parcel = Parcel(package.header, len(ordered), data, carries_keys=True)
+    parcel = Parcel(package.header, count, data, carries_keys=True)
     return hand_out(party, parcel, also, note_holders)
+
+
+def add_made(
+    tx: Transaction, order: ProductionOrder, batches: Sequence[Batch], made: Sequence[tuple[Made, ...]]
+) -> None:
+    """Add meters with their key sets, and their order if they are its first."""
+    order_id = order.digest.hex()
+    if orders.get(tx, order_id) is None:
+        orders.add(tx, Order(order_id, order.name, len(order.meters)))
+    ordered = (item for batch in batches for item in batch.meters)
+    new = (Meter(item.system_title.octets, item.serial, item.model, item.suite, order=order_id) for item in ordered)
+    meters.add_many(tx, new)
+    for batch, each in zip(batches, made, strict=True):
+        for one in each:
+            titles = [item.system_title.octets for item in batch.meters]
+            rows = [(title, *row) for title, row in zip(titles, one.sets, strict=True)]
+            key_sets.add_bulk(tx, one.form, one.keys, rows)
 
 
 def _probes(made: Iterable[Made]) -> list[str]:
@@ -221,8 +256,8 @@ def _probes(made: Iterable[Made]) -> list[str]:
     return found
 
 
-def _given(
-    batches: Sequence[_Batch], made: Sequence[tuple[Made, ...]]
+def given_to(
+    batches: Sequence[Batch], made: Sequence[tuple[Made, ...]]
 ) -> Iterator[tuple[holders.Place, tuple[bytes, ...]]]:
     """Give the place of each key set with the identities of its keys."""
     for batch, each in zip(batches, made, strict=True):
@@ -233,7 +268,7 @@ def _given(
                 yield (item.system_title.octets, form.security_setup, form.client, form.generation), born
 
 
-def _refuse_twins(made: Sequence[Made]) -> None:
+def refuse_twins(made: Sequence[Made]) -> None:
     """Refuse a batch in which a key was made twice: AES key wrap is deterministic, so equal octets are equal keys."""
     octets = [key for one in made for key in wrapped_of([stored for stored, _ in one.sets], one.form)]
     if len(set(octets)) != len(octets):

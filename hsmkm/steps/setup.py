@@ -45,7 +45,7 @@ anchor = {anchor:<20} # what shows that the database was restored: token, or fil
 
 [policy]
 kdf_on_host = {kdf_on_host:<5}           # an agreed key may pass through host memory once, where the token needs it
-import_keys = true            # a model's initial keys may be imported in clear
+import_keys = true            # a model's initial keys, and line keys, may be imported in clear
 max_counter_jump = 1000000
 retention_days = 90
 package_days = 30

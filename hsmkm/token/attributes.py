@@ -112,6 +112,11 @@ def storage_key(*, guarded: bool) -> Attributes:
     return attributes
 
 
+def line_key() -> Attributes:
+    """List the attributes of a line key: it wraps master keys, and nothing else."""
+    return secret_key(KeyType.AES, frozenset({Attribute.WRAP}), on_token=True, sensitive=True, extractable=False)
+
+
 def integrity_key() -> Attributes:
     """List the attributes of an HMAC key."""
     usages = frozenset({Attribute.SIGN, Attribute.VERIFY})

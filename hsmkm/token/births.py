@@ -1,9 +1,9 @@
 """Key sets made in bulk: one PKCS#11 call for each operation, and between the calls next to nothing.
 
-For one key set of n keys: generate n; wrap n for the store; wrap the master key under the package key and the others
+For one key set of n keys: generate n; wrap n for the store; wrap the master key under its carrier and the others
 under the master key; make the MAC (2 calls); destroy n. Everything that the calls take is laid out once for a batch.
 
-    with Births(vault, keys, package_key) as births:
+    with Births(vault, keys, carrier) as births:
         for title in titles:
             sealed, travelling = births.make()
             mac = births.mac(encoding)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from hsmkm.errors import PolicyError, TokenRefusedError
 from hsmkm.token import ckr
@@ -28,8 +28,22 @@ from hsmkm.token.vault import WRAP_OVERHEAD
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from hsmkm.token.keys import KeyHandle
+    from hsmkm.token.attributes import Role
     from hsmkm.token.vault import Vault
+
+
+class Carrier(Protocol):
+    """A key under which master keys travel: that of a package, or of a line."""
+
+    @property
+    def role(self) -> Role:
+        """What the key is for."""
+
+    def number(self) -> int:
+        """Give its object handle."""
+
+
+_CARRIERS = frozenset({CarrierRole.PACKAGE, CarrierRole.LINE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +57,12 @@ class NewKey:
 class Births:
     """Makes key sets of one form, in one thread; the first key of the form is the master key.
 
-    Raises PolicyError where it is not, or where the package key is none.
+    Raises PolicyError where it is not, or where the carrier is neither a package key nor a line key.
     """
 
-    def __init__(
-        self, vault: Vault, form: tuple[NewKey, ...], package_key: KeyHandle, *, own_session: bool = False
-    ) -> None:
-        if not form or form[0].role is not KeyRole.MASTER or package_key.role is not CarrierRole.PACKAGE:
-            raise PolicyError("a key set is born with its master key first, under a package key")
+    def __init__(self, vault: Vault, form: tuple[NewKey, ...], carrier: Carrier, *, own_session: bool = False) -> None:
+        if not form or form[0].role is not KeyRole.MASTER or carrier.role not in _CARRIERS:
+            raise PolicyError("a key set is born with its master key first, under a package key or a line key")
         self._vault = vault
         self._form = form
         self._stack = ExitStack()
@@ -63,14 +75,14 @@ class Births:
         self._sign_init, self._sign = functions["C_SignInit"], functions["C_Sign"]
         self._destroy = functions["C_DestroyObject"]
         self._keys = ffi.new("CK_ULONG[]", len(form))
-        self._lay_out(package_key.number())
+        self._lay_out(carrier.number())
         self.integrity_key, self._integrity = vault.keyring.newest(INTEGRITY)
         self._hmac = session.mechanism(vault.session.profile.mechanisms.sha256_hmac)
         self._mac = ffi.new("unsigned char[]", MAC_OCTETS)
         self._mac_length = ffi.new("CK_ULONG *")
         self._mac_view = ffi.buffer(self._mac)
 
-    def _lay_out(self, package_key: int) -> None:
+    def _lay_out(self, carrier: int) -> None:
         """Prepare the arguments of each call: templates, storage keys, and places for what is wrapped."""
         vault, session, keys = self._vault, self._session, self._keys
         prepared = [vault.birth_of(key.role, key.octets) for key in self._form]
@@ -100,12 +112,12 @@ class Births:
             for place in range(len(rooms))
         ]
         count = len(prepared)
-        self._seals, self._package_wrap, self._others = (
+        self._seals, self._carrier_wrap, self._others = (
             self._wraps[:count],
             self._wraps[count],
             self._wraps[count + 1 :],
         )
-        self._package = package_key
+        self._carrier = carrier
 
     def make(self) -> tuple[bytes, bytes]:
         """Make one set: its keys wrapped for the store, and as they travel, each one after the other as in the form.
@@ -128,8 +140,8 @@ class Births:
                 code = wrap(session, mechanism, master, keys[place], out, length)
                 if code:
                     raise ckr.error(code, "C_WrapKey")
-            _, mechanism, _, out, length = self._package_wrap
-            code = wrap(session, mechanism, self._package, master, out, length)
+            _, mechanism, _, out, length = self._carrier_wrap
+            code = wrap(session, mechanism, self._carrier, master, out, length)
             if code:
                 raise ckr.error(code, "C_WrapKey")
         finally:

@@ -44,6 +44,7 @@ class CarrierRole(StrEnum):
 
     PACKAGE = "package"
     AGREED = "agreed"
+    LINE = "line"
 
 
 MeterRole: TypeAlias = KeyRole | SecretRole
