@@ -41,6 +41,17 @@ def proportional_mb(process: int) -> float:
     return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024, 1)
 
 
+def children_of(process: int) -> list[int]:
+    """Name the processes that a process started and that still run."""
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()]
+
+
+def cpu_seconds(process: int) -> float:
+    """Tell the processor time of a process with all its threads."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """What the C loop does with a party's token; see scripts/bench_loop.c for the works.
@@ -65,6 +76,8 @@ class Lab:
     folder: Path
     sample: bool
     stack: ExitStack = field(default_factory=ExitStack)
+    loop_cpu_us: float = 0.0
+    """Microseconds of processor time that a round of the C loop took when it ran last."""
     provisioned: int = 0
     """How many meters were ordered so far: that many are in the factory's store."""
     _made: set[str] = field(default_factory=set)
@@ -112,6 +125,7 @@ class Lab:
         home = self.home(loop.party)
         module = loop.module or load_profile(PROFILE).module("")
         arguments = [module, loop.party, home / "token" / "pin", loop.work, count, loop.threads, loop.batch]
+        before = os.times()
         full = os.environ | {"SOFTHSM2_CONF": str(home / "token" / "softhsm2.conf")} | dict(loop.environment)
         done = subprocess.run(  # noqa: S603 - the program that was built below
             [self._built(), *map(str, arguments), *([loop.key] if loop.key else [])],
@@ -120,6 +134,9 @@ class Lab:
             capture_output=True,
             text=True,
         )
+        after = os.times()
+        spent = after.children_user - before.children_user + after.children_system - before.children_system
+        self.loop_cpu_us = 1e6 * spent / count
         return float(done.stdout)
 
     def _built(self) -> Path:

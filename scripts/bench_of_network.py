@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_lab import Lab, Loop, proportional_mb
+from bench_lab import Lab, Loop, children_of, proportional_mb
 from bench_line import Line
 
 from hsmkm.steps.party import Party, open_party
@@ -60,16 +60,14 @@ class DistantFactory:
     def memory(self) -> dict[str, float]:
         """Tell the memory of the worker that has the sessions, and of the party with its store, in megabytes."""
         worker = self._worker or self._started()
-        owner, *hands = worker.call(processes)
+        owner = worker.call(process)
+        hands = children_of(owner)
         return {"MB of the sessions": sum(map(proportional_mb, hands)), "MB of the store": proportional_mb(owner)}
 
 
-def processes(party: Party) -> list[int]:
-    """Name the party's process, then those of its workers."""
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii").split()
-    del party
-    return [own, *map(int, children)]
+def process(_party: Party) -> int:
+    """Name the party's process."""
+    return os.getpid()
 
 
 def distant() -> dict[str, str]:

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from hsmkm.errors import InputError, IntegrityError
+from hsmkm.errors import InputError, IntegrityError, TokenUnreachableError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.packages.transport import open_package_key
 from hsmkm.steps.births import Made, make_key_sets
 from hsmkm.steps.certify import own_chain
 from hsmkm.steps.hands import Hand
+from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.provision import provision
 from hsmkm.store import holders, key_sets, meters
 from hsmkm.store.check import check
 from hsmkm.store.key_set_bulk import Form
 from hsmkm.token.types import KeyRole, Sealed, Use
+from hsmkm.token.workers import Worker
 from tests.realm import Realm, title_of
 
 
@@ -120,3 +126,37 @@ def make_twice(hand: Hand, lent: Sealed, forms: tuple[Form, ...], given: list[tu
     """Make the keys of a batch, and give its last meter those of the first."""
     (made,) = make_key_sets(hand, lent, forms, given)
     return (replace(made, sets=(*made.sets[:-1], made.sets[0])),)
+
+
+def provision_when_told(party: Party, order: Path) -> None:
+    provision(party, order, "line")
+
+
+@pytest.mark.usefixtures("in_small_batches")
+def test_a_party_that_is_killed_takes_its_workers_with_it_and_goes_on_where_it_stopped(realm: Realm) -> None:
+    order = realm.order(*range(1, 61))
+    with Worker(open_party, realm.home("factory"), "tester") as worker, ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(worker.call, provision_when_told, order)
+        owner = worker._process.pid
+        hands = wait_for(lambda: children_of(owner), 2)
+        worker.abandon()
+        with pytest.raises(TokenUnreachableError):
+            under_way.result()
+    wait_for(lambda: [one for one in hands if not Path(f"/proc/{one}").exists()], 2)
+    with realm.open("factory") as party:
+        provision(party, order, "line")
+        with party.store.read() as tx:
+            assert len(meters.listing(tx)) == 60
+            assert list(check(tx)) == []
+
+
+def children_of(process: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def wait_for(found: Callable[[], list[int]], count: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while len(found()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found()
