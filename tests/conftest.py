@@ -19,7 +19,7 @@ from tests.faults.shim import Shim, build
 from tests.field import Field, deliver_meters, open_field
 from tests.peer import peer_python
 from tests.postgresql import Cluster
-from tests.realm import TITLES, Realm, build_realm, copy_realm
+from tests.realm import TITLES, Realm, build_realm, copy_realm, forget_realm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,10 +99,9 @@ def gurux_python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL of this process's own."""
-    with postgresql.running() as running:
-        yield running
+def cluster() -> Cluster:
+    """The PostgreSQL of this process."""
+    return postgresql.shared()
 
 
 @pytest.fixture(scope="session")
@@ -142,9 +141,11 @@ def realm_on_nss(
 
 
 @pytest.fixture
-def realm(realm_template: Realm, tmp_path: Path) -> Realm:
+def realm(realm_template: Realm, tmp_path: Path) -> Iterator[Realm]:
     """A realm of this test's own."""
-    return copy_realm(realm_template, tmp_path / "realm")
+    made = copy_realm(realm_template, tmp_path / "realm")
+    yield made
+    forget_realm(made)
 
 
 @pytest.fixture(scope="session")
@@ -158,5 +159,7 @@ def delivered_template(realm_template: Realm, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def field(delivered_template: Realm, tmp_path: Path) -> Iterator[Field]:
     """A field of this test's own, where nothing runs yet."""
-    with open_field(copy_realm(delivered_template, tmp_path / "realm")) as opened:
+    realm = copy_realm(delivered_template, tmp_path / "realm")
+    with open_field(realm) as opened:
         yield opened
+    forget_realm(realm)

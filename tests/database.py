@@ -72,6 +72,21 @@ def tables(url: str) -> list[str]:
     return [name for (name,) in query(url, "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")]
 
 
+def octets_of(url: str) -> bytes:
+    """Read every file of the database as it lies on the disk, with what was deleted."""
+    if is_file(url):
+        files = sorted(path_of(url).parent.glob(path_of(url).name + "*"))
+    else:
+        ((folder, oid),) = query(
+            url,
+            "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname = ?",
+            make_url(url).database,
+        )
+        alter(url, "CHECKPOINT")
+        files = sorted(Path(folder, "base", str(oid)).iterdir())
+    return b"".join(path.read_bytes() for path in files)
+
+
 def _put_back_file(path: Path, copy: Path) -> None:
     for rest in path.parent.glob(path.name + "*"):
         rest.unlink()

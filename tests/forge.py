@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from hsmkm.steps.deliver import signatory
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.token.keys import KeyHandle
 from hsmkm.token.types import KeyRole
+from tests.database import query, tables
 from tests.realm import MODELS, ROLES, TITLES, Realm
 
 MASTERLESS = (Purpose.DISTRIBUTION,)
@@ -96,11 +96,8 @@ def _entry(party: Party, package_key: KeyHandle, title: str, purpose: Purpose, s
 
 def everything(realm: Realm, name: str) -> dict[str, list[tuple[object, ...]]]:
     """Read every row of every table of a party's store."""
-    with sqlite3.connect(realm.home(name) / "store.db") as connection:
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        rows = {table: sorted(connection.execute(f'SELECT * FROM "{table}"'), key=repr) for table in tables}  # noqa: S608 - names of our own schema
-    connection.close()
-    return rows
+    url = realm.url(name)
+    return {table: sorted(query(url, f'SELECT * FROM "{table}"'), key=repr) for table in tables(url)}  # noqa: S608 - names of our own schema
 
 
 def kept_list(realm: Realm, name: str, issuer: str) -> Path:

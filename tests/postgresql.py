@@ -5,6 +5,7 @@ A server refuses to run as root, so root runs it as `postgres` or `nobody`. Ever
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import secrets
@@ -14,8 +15,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,14 @@ class Cluster:
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(host=str(self.folder), user=self.user, dbname=database, autocommit=True)
+
+
+@cache
+def shared() -> Cluster:
+    """Give this process's server; it is started for the first who asks, and ended with the process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(running())
 
 
 def binaries() -> Path | None:

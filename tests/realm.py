@@ -20,12 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import make_url
+
+from hsmkm.config import load_settings
 from hsmkm.steps import certify, model
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.setup import make_token, set_in_file, write_home
 from hsmkm.token.session import SOFTHSM
+from tests import postgresql
+from tests.database import is_file
 
 ACTOR = "tester"
 HSMKM = Path(sys.executable).with_name("hsmkm")
@@ -51,6 +56,10 @@ class Realm:
 
     def home(self, name: str) -> Path:
         return self.folder / name
+
+    def url(self, name: str) -> str:
+        """The address of a party's store."""
+        return load_settings(self.home(name)).store_url
 
     def open(self, name: str) -> AbstractContextManager[Party]:
         """Open a party in this process; only one can be open at a time."""
@@ -99,10 +108,13 @@ def build_realm(folder: Path, profiles: Mapping[str, str] | None = None, *, init
     The factory imports the initial keys of the models, unless a line equipment brings the first keys into meters.
     """
     realm, kinds = Realm(folder), profiles or {}
+    database = postgresql.shared().create() if postgresql.chosen() else ""
     for name, title in TITLES.items():
         flags = ("MMM",) if name == "factory" else ()
         settings = write_home(realm.home(name), name, ROLES[name], title, flags, kinds.get(name, SOFTHSM))
-        make_token(settings, ACTOR)
+        if database:
+            _keep_on_server(settings.home, database)
+        make_token(load_settings(settings.home), ACTOR)
     _make_authorities(realm)
     for name in list(TITLES)[1:]:
         certify_home(realm, name)
@@ -166,7 +178,32 @@ def _import_initial_keys(realm: Realm) -> None:
 def copy_realm(template: Realm, folder: Path) -> Realm:
     """Copy a realm for one test; SoftHSM's configuration follows the home by itself."""
     shutil.copytree(template.folder, folder)
+    source = _database(template)
+    if source:
+        database = postgresql.shared().create(source)
+        for path in folder.glob("*/hsmkm.toml"):
+            set_in_file(path, "store", "url", load_settings(path.parent).store.url.replace(source, database))
     return Realm(folder)
+
+
+def forget_realm(realm: Realm) -> None:
+    """Drop what the realm has in a database server."""
+    database = _database(realm)
+    if database:
+        postgresql.shared().drop(database)
+
+
+def _database(realm: Realm) -> str:
+    """Name the database of a realm's stores; empty where they are files."""
+    url = realm.url("utility")
+    return "" if is_file(url) else make_url(url).database or ""
+
+
+def _keep_on_server(home: Path, database: str) -> None:
+    """Give a home its store in a schema of its own, so that one database holds all of a realm."""
+    cluster = postgresql.shared()
+    cluster.run(f'CREATE SCHEMA "{home.name}"', database)
+    set_in_file(home / "hsmkm.toml", "store", "url", cluster.url(database, options=f"-csearch_path%3D{home.name}"))
 
 
 @contextmanager

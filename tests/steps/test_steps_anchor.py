@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from hsmkm.store.anchor import held
 from hsmkm.token.template import Template
 from hsmkm.token.workers import Worker
 from tests.command import failed
+from tests.database import keep
 from tests.realm import ACTOR, Realm
 
 IDENTITY, CLIENT = bytes(range(16)), b"UTI00004"
@@ -32,17 +30,6 @@ def reserve(party: Party, blocks: int) -> list[tuple[int, int]]:
             block = counters.reserve(tx, IDENTITY, CLIENT, 4, None)
         given.append((block.start, block.stop))
     return given
-
-
-def copy_store(home: Path, target: Path) -> None:
-    with closing(sqlite3.connect(home / "store.db")) as one, closing(sqlite3.connect(target)) as other:
-        one.backup(other)
-
-
-def put_back(home: Path, copy: Path) -> None:
-    for rest in home.glob("store.db*"):
-        rest.unlink()
-    shutil.copy(copy, home / "store.db")
 
 
 @pytest.mark.slow
@@ -77,10 +64,10 @@ def advance(party: Party) -> tuple[int, tuple[bytes, ...]]:
 
 def test_a_restored_database_hands_out_no_counter_and_every_command_says_so(realm: Realm, tmp_path: Path) -> None:
     home = realm.home("utility")
-    copy_store(home, tmp_path / "backup.db")
+    put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     with realm.open("utility") as party:
         assert reserve(party, 1) == [(1, 5)]
-    put_back(home, tmp_path / "backup.db")
+    put_back()
     with pytest.raises(IntegrityError, match="restored or cut short"), realm.open("utility"):
         pass
     failed(realm.cli("utility", "meter", "register", "1", "--concentrator", "concentrator"), 6)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 from hsmkm.steps.setup import set_in_file
 from hsmkm.store import counters
 from tests.command import failed
+from tests.database import alter, keep
 from tests.realm import Realm
 
 IDENTITY, CLIENT = bytes(range(16)), b"UTI00004"
@@ -20,23 +18,12 @@ def reserve(realm: Realm) -> range:
         return counters.reserve(tx, IDENTITY, CLIENT, 16, None)
 
 
-def copy_store(home: Path, target: Path) -> None:
-    with closing(sqlite3.connect(home / "store.db")) as one, closing(sqlite3.connect(target)) as other:
-        one.backup(other)
-
-
-def put_back(home: Path, copy: Path) -> None:
-    for rest in home.glob("store.db*"):
-        rest.unlink()
-    shutil.copy(copy, home / "store.db")
-
-
 def test_a_restored_store_is_recovered_once_and_counts_on_above_what_was_lost(realm: Realm, tmp_path: Path) -> None:
     home = realm.home("utility")
     reserve(realm)
-    copy_store(home, tmp_path / "backup.db")
+    put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     lost = [reserve(realm) for _ in range(3)]
-    put_back(home, tmp_path / "backup.db")
+    put_back()
     error, _ = failed(realm.cli("utility", "audit", "checkpoint", "--out", str(tmp_path / "checkpoint")), 6)
     assert "restored or cut short" in error
     (row,) = realm.rows("utility", "store", "recover")
@@ -49,11 +36,10 @@ def test_a_restored_store_is_recovered_once_and_counts_on_above_what_was_lost(re
 
 def test_a_database_that_is_not_sound_in_itself_is_not_recovered(realm: Realm, tmp_path: Path) -> None:
     home = realm.home("utility")
-    copy_store(home, tmp_path / "backup.db")
+    put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     reserve(realm)
-    with closing(sqlite3.connect(tmp_path / "backup.db")) as connection, connection:
-        connection.execute("UPDATE parties SET role = 'utility' WHERE name = 'factory'")
-    put_back(home, tmp_path / "backup.db")
+    put_back()
+    alter(realm.url("utility"), "UPDATE parties SET role = 'utility' WHERE name = 'factory'")
     error, _ = failed(realm.cli("utility", "store", "recover"), 6)
     assert "not sound in itself" in error
     assert "parties factory" in error
