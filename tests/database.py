@@ -77,11 +77,8 @@ def octets_of(url: str) -> bytes:
     if is_file(url):
         files = sorted(path_of(url).parent.glob(path_of(url).name + "*"))
     else:
-        ((folder, oid),) = query(
-            url,
-            "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname = ?",
-            make_url(url).database,
-        )
+        place = "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname = current_database()"
+        ((folder, oid),) = query(url, place)
         alter(url, "CHECKPOINT")
         files = sorted(Path(folder, "base", str(oid)).iterdir())
     return b"".join(path.read_bytes() for path in files)

@@ -45,6 +45,7 @@ from hsmkm.steps.results import Backup
 from hsmkm.store.sealing import upgrade
 from hsmkm.store.snapshot import describe, key_numbers
 from hsmkm.store.store import Store
+from hsmkm.store.transfer import from_file
 from hsmkm.token.keyring import KINDS
 from hsmkm.token.session import TokenSession, open_session
 from hsmkm.token.vault import Vault
@@ -145,6 +146,7 @@ def restore(home: Path, path: Path, actor: str, approval: str | None = None) -> 
                 _check_token(opened, vault, staging / "home" / DATABASE)
                 _check_authorities(vault, staging / "home" / "certificates")
                 _record(opened, settings, (session, vault, actor), approval)
+            _put_on_server(settings, staging / "home" / DATABASE)
             _put_in_place(home, staging)
         finally:
             if not (staging / MOVING).exists():
@@ -223,6 +225,16 @@ def _record(
     with Store.open(url, vault, actor) as store, store.begin(RESTORE, name, request) as tx:
         party = Party(settings, session, vault, store, actor, hands_of(settings, vault))
         require_approval(tx, party, RESTORE, name, request, approval)
+
+
+def _put_on_server(settings: Settings, database: Path) -> None:
+    """Put the store where the settings say that it lies, if that is no file: into an empty database.
+
+    What a restore that was ended early put there is replaced.
+    """
+    if not settings.store_url.startswith("sqlite:"):
+        from_file(database, settings.store_url, RESTORE)
+        database.unlink()
 
 
 def check_own_signature(vault: Vault, signed: Signed) -> None:

@@ -144,7 +144,7 @@ def _destroyed(
 def _swept(party: Party, outcomes: list[Outcome]) -> list[Outcome]:
     if outcomes and not party.store.sweep():
         text = "the keys are destroyed, and may still lie in deleted parts of the database's files"
-        hint = "stop what reads the store, and give: hsmkm meter destroy --sweep; PostgreSQL takes VACUUM FULL"
+        hint = "stop what reads the store, and give: hsmkm meter destroy --sweep"
         error = PartlyDoneError(text, hint=hint)
         return [replace(item, error=item.error or error) for item in outcomes]
     return outcomes
@@ -153,9 +153,7 @@ def _swept(party: Party, outcomes: list[Outcome]) -> list[Outcome]:
 def sweep(party: Party) -> None:
     """Leave nothing of destroyed keys in the database's files; PartlyDoneError while another process reads it."""
     if not party.store.sweep():
-        raise PartlyDoneError(
-            "the database cannot be swept now", hint="stop what reads the store; PostgreSQL takes VACUUM FULL instead"
-        )
+        raise PartlyDoneError("the database cannot be swept now", hint="stop what reads the store")
 
 
 @contextmanager

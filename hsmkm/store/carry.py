@@ -18,6 +18,7 @@ from sqlalchemy import Table, create_engine, func, select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store import check, groups, key_set_rows, key_sets, meters, models, schema
+from hsmkm.store import engine as engines
 from hsmkm.store.key_set import StoredKey, pack, unpack
 from hsmkm.store.store import Authenticator, StoredRow, Transaction
 from hsmkm.token.types import Sealed
@@ -91,6 +92,7 @@ def carry(source: Transaction, target: Transaction, rewrap: Rewrap) -> dict[str,
     for table in tables():
         for row in source.stream(select(table)):
             count[table.name] = count.get(table.name, 0) + _carry_row(source, target, table, row, rewrap)
+    engines.count_on(target.connection, tables())
     return count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
@@ -61,6 +61,18 @@ def settle(connection: Connection, tables: Sequence[str]) -> None:
     """Let text compare by octets on every database."""
     if connection.dialect.name != "sqlite":
         postgresql.settle(connection, tables)
+
+
+def count_on(connection: Connection, tables: Iterable[Table]) -> None:
+    """Let the numbers that the database gives go on above those that rows brought along."""
+    if connection.dialect.name != "sqlite":
+        postgresql.count_on(connection, tables)
+
+
+def close_log(engine: Engine) -> None:
+    """Leave a SQLite store in one file that needs no log beside it."""
+    with closing(engine.raw_connection()) as connection:
+        connection.cursor().execute("PRAGMA journal_mode=DELETE")
 
 
 def alone_at_anchor(engine: Engine) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from hsmkm.store import engine as engines
 from hsmkm.store import schema
@@ -20,13 +20,18 @@ EPOCH_OCTETS = 16
 def upgrade(engine: Engine) -> None:
     """Run what is missing, in one transaction, and begin the first epoch of a new database."""
     with engine.begin() as connection:
-        config = configuration()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        engines.settle(connection, list(schema.metadata.tables))
+        make_tables(connection)
         if connection.execute(select(schema.epoch.c.number)).first() is None:
             first = {"number": 1, "instance": secrets.token_bytes(EPOCH_OCTETS), "started": to_seconds(_now())}
             connection.execute(insert(schema.epoch).values(first))
+
+
+def make_tables(connection: Connection) -> None:
+    """Run what is missing, and begin no epoch."""
+    config = configuration()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    engines.settle(connection, list(schema.metadata.tables))
 
 
 def configuration() -> Config:

@@ -7,11 +7,11 @@ moment (REPEATABLE READ, READ ONLY). A second lock keeps the hosts of one store 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, exc, text
+from sqlalchemy import URL, Connection, Dialect, Engine, Table, create_engine, event, exc, func, select, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from hsmkm.errors import InputError, RefusedError
@@ -165,6 +165,16 @@ def settle(connection: Connection, tables: Sequence[str]) -> None:
     )
     for name, part in connection.execute(query, {"tables": list(tables)}).all():
         connection.exec_driver_sql(f'ALTER TABLE {name} ALTER COLUMN {part} TYPE text COLLATE "C"')
+
+
+def count_on(connection: Connection, tables: Iterable[Table]) -> None:
+    """Let each number that a sequence gives go on above those that are there."""
+    for table in tables:
+        column = table.autoincrement_column
+        if column is not None:
+            sequence = func.pg_get_serial_sequence(f'"{table.name}"', column.name)
+            highest = func.max(column)
+            connection.execute(select(func.setval(sequence, highest)).select_from(table).having(highest.is_not(None)))
 
 
 def sweep(engine: Engine) -> bool:

@@ -28,12 +28,11 @@ class Snapshot:
 
 
 def copy_store(engine: Engine, path: Path) -> None:
-    """Copy the database into a new file of mode 0600, whole and of one moment; nobody is kept from writing.
-
-    Raises RefusedError for a database that is no file: its server has means of its own.
-    """
+    """Copy the database into a new SQLite file of mode 0600, whole and of one moment; nobody is kept from writing."""
     if engine.dialect.name != "sqlite":
-        raise RefusedError(f"a store in {engine.dialect.name} is not copied", hint="use its own means, such as pg_dump")
+        from hsmkm.store.transfer import to_file  # noqa: PLC0415 - it loads alembic, and only this needs it
+
+        return to_file(engine, path)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with engine.connect() as connection, closing(sqlite3.connect(path)) as target:
         source = connection.connection.driver_connection
@@ -41,6 +40,7 @@ def copy_store(engine: Engine, path: Path) -> None:
             raise RefusedError("the store's driver cannot copy a database", hint="write sqlite:PATH as store.url")
         source.backup(target)
         target.execute("PRAGMA journal_mode=DELETE")
+    return None
 
 
 def describe(path: Path) -> Snapshot:

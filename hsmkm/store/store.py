@@ -388,7 +388,7 @@ class Store:
                 self._open.reading = None
 
     def copy_to(self, path: Path) -> None:
-        """Copy the database as it is at one moment into a new file; raises RefusedError where it is no SQLite file."""
+        """Copy the database as it is at one moment into a new SQLite file."""
         with database_errors():
             copy_store(self._engine, path)
 

@@ -63,7 +63,6 @@ def advance(party: Party) -> tuple[int, tuple[bytes, ...]]:
 
 
 def test_a_restored_database_hands_out_no_counter_and_every_command_says_so(realm: Realm, tmp_path: Path) -> None:
-    home = realm.home("utility")
     put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     with realm.open("utility") as party:
         assert reserve(party, 1) == [(1, 5)]

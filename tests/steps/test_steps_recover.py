@@ -19,7 +19,6 @@ def reserve(realm: Realm) -> range:
 
 
 def test_a_restored_store_is_recovered_once_and_counts_on_above_what_was_lost(realm: Realm, tmp_path: Path) -> None:
-    home = realm.home("utility")
     reserve(realm)
     put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     lost = [reserve(realm) for _ in range(3)]
@@ -35,7 +34,6 @@ def test_a_restored_store_is_recovered_once_and_counts_on_above_what_was_lost(re
 
 
 def test_a_database_that_is_not_sound_in_itself_is_not_recovered(realm: Realm, tmp_path: Path) -> None:
-    home = realm.home("utility")
     put_back = keep(realm.url("utility"), tmp_path / "backup.db")
     reserve(realm)
     put_back()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
-from hsmkm.errors import InputError, RefusedError
-from hsmkm.store import audit, counters, engine, meters, orders, parties, schema
+from hsmkm.errors import InputError, IntegrityError, RefusedError
+from hsmkm.store import audit, counters, engine, key_sets, meters, orders, parties, schema, snapshot, transfer
+from hsmkm.store.anchor import FileAnchor, held
+from hsmkm.store.check import check
 from hsmkm.store.failures import StoreUnavailableError
 from hsmkm.store.store import Store
-from tests.database import alter, query
+from tests.database import alter, keep, octets_of, query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from tests.postgresql import Cluster
     from tests.store.conftest import Factory, SoftwareAuthenticator
@@ -189,6 +191,121 @@ def test_a_connection_that_breaks_in_a_change_leaves_nothing_of_it_and_the_next_
     with served.read() as tx:
         assert [meter.serial for meter in meters.listing(tx)] == ["00000003"]
         assert audit.verify(tx) == []
+
+
+def test_a_copy_in_a_file_goes_back_into_an_empty_database_and_numbers_go_on(
+    served: Store, cluster: Cluster, factory: Factory, authenticator: SoftwareAuthenticator, tmp_path: Path
+) -> None:
+    meter = factory.meter(order="ab" * 32)
+    with served.begin("x", "y", {}) as tx:
+        orders.add(tx, orders.Order("ab" * 32, "a.csv", 1))
+        meters.add(tx, meter)
+        key_sets.add(tx, key_sets.authenticate(authenticator, factory.key_set(meter), meter))
+        counters.reserve(tx, IDENTITY, CLIENT, 4, None)
+    served.copy_to(tmp_path / "copy.db")
+    assert snapshot.describe(tmp_path / "copy.db").audit_sequence == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.db"]
+    name = cluster.create()
+    transfer.from_file(tmp_path / "copy.db", cluster.url(name))
+    for url in (f"sqlite:{tmp_path / 'copy.db'}", cluster.url(name)):
+        with Store.open(url, authenticator, "tester") as store:
+            with store.begin("order add", "x", {}) as tx:
+                orders.add(tx, orders.Order("cd" * 32, "b.csv", 1))
+                assert counters.reserve(tx, IDENTITY, CLIENT, 1, None) == range(5, 6)
+            with store.read() as tx:
+                assert [*check(tx), *audit.verify(tx)] == []
+    with pytest.raises(RefusedError, match="holds a store already"):
+        transfer.from_file(tmp_path / "copy.db", cluster.url(name))
+    cluster.drop(name)
+
+
+class Interrupted(FileAnchor):
+    """An anchor before whose writing something happens, once."""
+
+    def __init__(self, path: Path, before: Callable[[], None]) -> None:
+        super().__init__(path)
+        self.before: Callable[[], None] | None = before
+
+    def write(self, content: bytes) -> None:
+        if self.before:
+            before, self.before = self.before, None
+            before()
+        super().write(content)
+
+
+def test_no_other_host_is_at_the_anchor_while_one_raises_it(
+    server_url: str, authenticator: SoftwareAuthenticator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two hosts have a lock file each: only the server's lock keeps them apart."""
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0)
+    met: list[str] = []
+
+    def meanwhile() -> None:
+        with pytest.raises(StoreUnavailableError) as raised:
+            Store.open(server_url, authenticator, "other", anchor=FileAnchor(tmp_path / "others"))
+        met.append(raised.value.message)
+
+    anchor = Interrupted(tmp_path / "anchor", meanwhile)
+    with Store.open(server_url, authenticator, "one", anchor=anchor) as store, store.begin("x", "y", {}):
+        pass
+    assert len(met) == 1
+    assert "lock timeout" in met[0]
+
+
+def test_an_anchor_that_was_put_back_when_the_lock_was_lost_is_raised_again(
+    cluster: Cluster, server_url: str, authenticator: SoftwareAuthenticator, tmp_path: Path
+) -> None:
+    """The connection dies at the worst moment, another host takes the lock, and then we write what is old."""
+    path = tmp_path / "anchor"
+
+    def meanwhile() -> None:
+        end_sessions(cluster, server_url)
+        with Store.open(server_url, authenticator, "other", anchor=FileAnchor(path.with_name("others"))) as other:
+            for _ in range(3):
+                with other.begin("note", "x", {}):
+                    pass
+
+    anchor = Interrupted(path, meanwhile)
+    with Store.open(server_url, authenticator, "one", anchor=anchor) as store:
+        with store.begin("note", "x", {}):
+            pass
+        found = held(anchor, authenticator)
+    assert found is not None
+    assert found.advance == 4
+
+
+def test_a_restored_dump_is_behind_its_anchor(
+    server_url: str, authenticator: SoftwareAuthenticator, tmp_path: Path
+) -> None:
+    def work() -> None:
+        anchor = FileAnchor(tmp_path / "anchor")
+        with Store.open(server_url, authenticator, "tester", anchor=anchor) as store, store.begin("note", "x", {}):
+            pass
+
+    work()
+    put_back = keep(server_url, tmp_path / "dump.sql")
+    work()
+    put_back()
+    with pytest.raises(IntegrityError, match="restored or cut short"):
+        work()
+
+
+def test_keys_that_were_destroyed_are_swept_out_of_the_files_unless_somebody_reads(
+    served: Store, server_url: str, factory: Factory, authenticator: SoftwareAuthenticator
+) -> None:
+    meter = factory.meter()
+    one = key_sets.authenticate(authenticator, factory.key_set(meter), meter)
+    with served.begin("x", "y", {}) as tx:
+        meters.add(tx, meter)
+        key_sets.add(tx, one)
+    with served.begin("meter destroy", "y", {}) as tx:
+        key_sets.destroy(tx, one.ref)
+    assert one.keys[0].wrapped in octets_of(server_url)
+    with served.read() as tx:
+        assert meters.listing(tx) != []
+        assert not served.sweep()
+    assert served.sweep()
+    assert one.keys[0].wrapped not in octets_of(server_url)
 
 
 def end_sessions(cluster: Cluster, url: str) -> None:
