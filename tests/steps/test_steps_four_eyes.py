@@ -32,10 +32,10 @@ from hsmkm.store.approvals import USED
 from hsmkm.store.store import Store, Transaction
 from hsmkm.token.session import SOFTHSM
 from hsmkm.token.workers import Worker
+from tests.database import keep
 from tests.officers import Person, certify_officers, register_officers, set_policy
 from tests.realm import ACTOR, TITLES, Realm, certify_home, title_of
 from tests.steps.test_steps_migrate import agreement, new_home
-from tests.steps.test_steps_recover import copy_store, put_back
 
 
 @pytest.fixture
@@ -326,10 +326,10 @@ def recorded(realm: Realm, action: str) -> tuple[int, list[str]]:
 
 def restore(realm: Realm, copy: Path) -> None:
     """Put the factory's database back to what it was a change ago."""
-    copy_store(realm.home("factory"), copy)
+    put_back = keep(realm.url("factory"), copy)
     with realm.open("factory") as party, party.store.begin("test-change", "c", {}):
         pass
-    put_back(realm.home("factory"), copy)
+    put_back()
 
 
 def kill(realm: Realm, action: str, approval: str, moment: str) -> None:
