@@ -21,6 +21,9 @@ from hsmkm.meter_model import FLAG_ID, MeterModel
 
 COLUMNS = ("system_title", "flag", "serial", "model", "suite")
 MAX_ORDER_OCTETS = 64 * 1024 * 1024
+MAX_FAULTS = 1000
+"""So many faults of an order are named, and all of them counted: a file of another kind is wrong in every line."""
+
 MAX_SERIAL = 2**40 - 1
 MAX_SERIAL_TEXT = 32
 _SPREADSHEET = re.compile(r"[0-9][.,]?[0-9]*[eE]\+?[0-9]+|[0-9]+[.,]0+|[0-9]{1,3}([ .,'\u00a0][0-9]{3})+")
@@ -52,11 +55,28 @@ class ProductionOrder:
     meters: tuple[OrderedMeter, ...]
 
 
+class _Faults:
+    """The faults of an order: all are counted, the first are kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[Fault] = []
+        self._count = 0
+
+    def append(self, fault: Fault) -> None:
+        """Count a fault, and keep it if there is room."""
+        self._count += 1
+        if self._count <= MAX_FAULTS:
+            self.kept.append(fault)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class _OrderReader:
     def __init__(self, source: str, model_of: Callable[[str], MeterModel]) -> None:
         self.source = source
         self.model_of = model_of
-        self.faults: list[Fault] = []
+        self.faults = _Faults()
         self.columns: dict[str, int] = {}
         self.models: dict[str, MeterModel | None] = {}
         self.seen: dict[SystemTitle, int] = {}
@@ -202,7 +222,7 @@ def _rows(source: str, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_order(path: Path, model_of: Callable[[str], MeterModel]) -> ProductionOrder:
-    """Read a production order; InputError lists every fault of the file with its line and column."""
+    """Read a production order; InputError lists the faults of the file, the first 1,000, with line and column."""
     return parse_order(path.name, _octets(path), model_of)
 
 
@@ -235,9 +255,11 @@ def parse_order(name: str, octets: bytes, model_of: Callable[[str], MeterModel])
         if not meters and not reader.faults:
             reader.faults.append(Fault(name, 1, 0, "the order names no meter"))
     if reader.faults:
+        count = len(reader.faults)
+        named = f", the first {MAX_FAULTS} of which are named" if count > MAX_FAULTS else ""
         raise InputError(
-            f"order {name} has {len(reader.faults)} fault(s), nothing was provisioned",
-            sorted(reader.faults),
+            f"order {name} has {count} fault(s){named}, nothing was provisioned",
+            sorted(reader.faults.kept),
             "correct the cells named above and give the order again",
         )
     return ProductionOrder(name, hashlib.sha256(octets).digest(), tuple(meters))

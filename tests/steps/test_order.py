@@ -77,6 +77,13 @@ def test_every_fault_of_the_file_is_listed_at_once() -> None:
     assert "4D4D4D0000BC614E stands on line 2 already" in found[1]
 
 
+def test_of_a_file_that_is_wrong_in_every_line_the_first_thousand_faults_are_named_and_all_counted() -> None:
+    octets = (HEADER + "XX,,virtual,0\n" * 2500).encode()
+    with pytest.raises(InputError, match=r"has 2500 fault\(s\), the first 1000 of which are named") as caught:
+        parse_order("order.csv", octets, load_model)
+    assert [caught.value.faults[place].line for place in (0, -1)] == [2, 1001]
+
+
 def test_a_wrong_encoding_is_named_with_its_place() -> None:
     assert faults(GOOD.encode() + b"4D4D4D0000BC614F,caf\xe9,virtual,0\n") == [
         "order.csv:3:21: not UTF-8: export the order as CSV UTF-8"
