@@ -91,7 +91,7 @@ def work_any(party: Party) -> Generator[Event, None, None]:
     with party.store.read() as tx:
         running = campaigns.listing(tx, CampaignState.RUNNING)
         now = tx.now
-    waits = [Wait(now + plan.POLL, "no campaign is running")]
+    waits: list[Wait] = []
     for campaign in running:
         try:
             found = _next(party, campaign)
@@ -104,7 +104,8 @@ def work_any(party: Party) -> Generator[Event, None, None]:
             return
         if isinstance(found, Wait):
             waits.append(found)
-    yield min(waits, key=lambda item: item.until)
+    idle = Wait(now + plan.POLL, "no campaign has work for this worker")
+    yield min(waits, key=lambda item: item.until, default=idle)
 
 
 def _next(party: Party, campaign: Campaign) -> Slice | Hindrance | Finish:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from hsmkm.store.campaign import Counts, Standing
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+SAY_AGAIN_SECONDS = 60.0
 SETTLED = (Standing.DONE, Standing.GAVE_UP, Standing.SKIPPED)
 
 
@@ -34,7 +36,7 @@ class Course:
         self._worked = dict.fromkeys(Standing, 0)
         self._bar = bar
         self._task = bar.add_task(name, total=self._total, completed=self._settled, said="") if bar else None
-        self._waiting = ""
+        self._said: dict[str, float] = {}
         self.failure: HsmkmError | None = None
 
     @property
@@ -47,16 +49,21 @@ class Course:
         if isinstance(event, Worked):
             self._count(event)
         elif isinstance(event, Claimed):
-            self._waiting = ""
             if event.taken_over:
                 talk(f"{event.campaign}: took over {event.meters} meters that another worker left")
-        elif isinstance(event, Wait) and event.why != self._waiting:
-            self._waiting = event.why
-            self._say({"waits": event.why, "until": event.until.isoformat(timespec="seconds")})
+        elif isinstance(event, Wait):
+            self._wait(event)
         elif isinstance(event, Refused):
             talk("; ".join((f"{event.campaign}: {event.message}", *event.reasons)))
         elif isinstance(event, Failed):
             self._failed(event.error)
+
+    def _wait(self, event: Wait) -> None:
+        """Say what is waited for, the same no more than once a minute."""
+        now = time.monotonic()
+        if now - self._said.get(event.why, -math.inf) >= SAY_AGAIN_SECONDS:
+            self._said[event.why] = now
+            self._say({"waits": event.why, "until": event.until.isoformat(timespec="seconds")})
 
     def _count(self, event: Worked) -> None:
         self._worked[event.state] += 1
@@ -82,15 +89,12 @@ class Course:
     def line(self) -> None:
         """Write how far it is as one JSON line on stderr."""
         rate, left = self._rate, self._total - self._settled
-        self._say(
-            {
-                "settled": self._settled,
-                "of": self._total,
-                **{state.value: count for state, count in self._worked.items() if count},
-                "per_second": round(rate, 2),
-                "seconds_left": round(left / rate) if rate and left else 0,
-            }
-        )
+        counted = {state.value: count for state, count in self._worked.items() if count}
+        said: dict[str, object] = {**counted, "per_second": round(rate, 2)}
+        if self._total:
+            ahead = {"seconds_left": round(left / rate) if rate and left > 0 else 0}
+            said = {"settled": self._settled, "of": self._total, **said, **ahead}
+        self._say(said)
 
     def _say(self, said: dict[str, object]) -> None:
         if self._bar is None:

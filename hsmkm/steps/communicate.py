@@ -42,6 +42,7 @@ from hsmkm.steps.stored_counters import (
     next_value_of,
 )
 from hsmkm.steps.suspicions import refusals_recorded
+from hsmkm.steps.unreturned import Unreturned
 from hsmkm.store import counters, in_force, key_sets, leases, meters, models, parties
 from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
@@ -56,6 +57,8 @@ ENDED = ("Z", "X")
 DATA_CLASS = 1
 VALUE_ATTRIBUTE = 2
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+
+_unreturned = Unreturned()
 
 Dial = Callable[[], AbstractContextManager[ApduLink]]
 
@@ -151,19 +154,43 @@ def conversations(party: Party, meter: Meter) -> Iterator[tuple[Conversation, ..
 def _leased(
     party: Party, meter: Meter, every: tuple[MeterModel, ...], first: tuple[int, int], reach: Dial | None = None
 ) -> Iterator[tuple[Conversation, ...]]:
-    with party.store.count() as tx:
-        refuse_resting(meters.require(tx, meter.system_title))
-        lease = leases.acquire(tx, meter.system_title, this_process(), LEASE_SECONDS, utc_now(), is_gone)
+    lease = _take_lease(party, meter)
     held: tuple[Conversation, ...] = ()
     try:
         reached = reach or dial(party, meter)
         held = tuple(Conversation(party, meter, model, lease, reached, model.place == first) for model in every)
         yield held
     finally:
-        with party.store.count() as tx:
+        with _noted(party, meter), party.store.count() as tx:
             for speaking in held:
                 speaking.settle(tx)
             leases.release(tx, lease)
+
+
+def _take_lease(party: Party, meter: Meter) -> Lease:
+    """Take the meter's lease; one that a process of this host left behind, or this one could not give back, is free."""
+    store, title = party.settings.store_url, meter.system_title
+
+    def is_free(holder: str) -> bool:
+        return is_gone(holder) or (holder == this_process() and _unreturned.take(store, title))
+
+    with ExitStack() as stack:
+        with party.store.count() as tx:
+            refuse_resting(meters.require(tx, title))
+            lease = leases.acquire(tx, title, this_process(), LEASE_SECONDS, utc_now(), is_free)
+            _unreturned.take(store, title)
+            stack.enter_context(_noted(party, meter))  # from here on only the commit can fail
+        return lease
+
+
+@contextmanager
+def _noted(party: Party, meter: Meter) -> Iterator[None]:
+    """Take note of a lease that stays behind, where the block fails."""
+    try:
+        yield
+    except BaseException:
+        _unreturned.add(party.settings.store_url, meter.system_title)
+        raise
 
 
 def this_process() -> str:
