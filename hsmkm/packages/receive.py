@@ -11,7 +11,7 @@ themselves are tried only when all before them is right.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -59,6 +59,9 @@ class Registry(Protocol):
 
     def last_sequence(self, sender: str, purpose: str) -> int:
         """Return the sequence of the last package taken from this party for this purpose; 0 where there was none."""
+
+    def look_up(self, titles: Sequence[bytes]) -> None:
+        """Read what is known of these meters at once, before it is asked meter by meter."""
 
     def newest_generation(self, system_title: bytes, security_setup: int, client: int) -> int | None:
         """Return the newest generation that we have keys of, or None."""
@@ -149,6 +152,7 @@ def open_package(vault: Vault, registry: Registry, receiver: Receiver, data: byt
     if content is not None:
         reasons += _header_reasons(content, signed, receiver, now)
     if content is not None and sender is not None:
+        registry.look_up(sorted({entry.system_title for entry in content.meters}))
         reasons += _sender_reasons(content, signed, sender, receiver, registry)
         reasons += _meter_reasons(content, registry)
     if content is None or sender is None or reasons:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
 
 from hsmkm.errors import RefusedError
-from hsmkm.packages.content import Peer
+from hsmkm.packages.content import MeterEntry, Peer
 from hsmkm.packages.receive import Opened, Sender
-from hsmkm.packages.send import Package, Recipient
+from hsmkm.packages.send import Recipient
 from hsmkm.pki.certificates import parse_certificate
 from hsmkm.pki.slots import P256, SLOTS, Slot
 from hsmkm.store import certificates, key_sets, meters, packages, parties
-from hsmkm.store.holders import Holder
-from hsmkm.store.key_set import KeySetRef
+from hsmkm.store.holders import Place
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Transaction
 
@@ -27,6 +26,8 @@ class StoreRegistry:
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
+        self._meters: dict[bytes, Meter | None] = {}
+        self._generations: dict[tuple[bytes, int, int], list[int]] = {}
 
     def sender(self, pinned: bytes) -> Sender | None:
         """Return the party whose package-signing certificate has this SHA-256, or None."""
@@ -40,13 +41,23 @@ class StoreRegistry:
         """Return the sequence of the last package taken from this party for this purpose; 0 where there was none."""
         return packages.last_sequence(self._tx, sender, purpose)
 
+    def look_up(self, titles: Sequence[bytes]) -> None:
+        """Read what is known of these meters at once; what is asked of others is read when it is asked."""
+        self._meters = dict.fromkeys(titles) | meters.of_titles(self._tx, titles)
+        self._generations = key_sets.generations_of(self._tx, titles)
+
     def newest_generation(self, system_title: bytes, security_setup: int, client: int) -> int | None:
         """Return the newest generation that we have keys of, or None."""
-        found = key_sets.generations(self._tx, system_title, security_setup, client)
+        if system_title in self._meters:
+            found = self._generations.get((system_title, security_setup, client), [])
+        else:
+            found = key_sets.generations(self._tx, system_title, security_setup, client)
         return found[-1] if found else None
 
     def meter(self, system_title: bytes) -> Meter | None:
         """Return the meter as we know it, or None."""
+        if system_title in self._meters:
+            return self._meters[system_title]
         return meters.get(self._tx, system_title)
 
 
@@ -73,13 +84,9 @@ def pinned_signers(tx: Transaction, name: str) -> tuple[bytes, ...]:
     return pinned
 
 
-def holders_of(package: Package, party: str) -> list[Holder]:
-    """Return who is given which key by a package, one for each key in it."""
-    return [
-        Holder(key.identity, KeySetRef(*entry.name), party, package.header.id)
-        for entry in package.meters
-        for key in entry.keys
-    ]
+def given_by(entries: Iterable[MeterEntry]) -> Iterator[tuple[Place, Sequence[bytes]]]:
+    """Return what `holders.add_sets` notes of entries: the place of each key set, and the identities of its keys."""
+    return ((entry.name, [key.identity for key in entry.keys]) for entry in entries if entry.keys)
 
 
 def store_opened(tx: Transaction, opened: Opened) -> None:
@@ -87,7 +94,16 @@ def store_opened(tx: Transaction, opened: Opened) -> None:
 
     Raises RefusedError where a key set came in meanwhile, and then nothing of the package is stored.
     """
+    present = meters.present(tx, [received.meter.system_title for received in opened.meters])
+    bare: list[Meter] = []
     for received in opened.meters:
-        if meters.get(tx, received.meter.system_title) is None:
-            meters.add(tx, received.meter, own_mac=received.key_set is None)
+        meter = received.meter
+        if meter.system_title in present:
+            continue
+        present.add(meter.system_title)
+        if received.key_set is None or meter != Meter(*meter.identity):
+            meters.add(tx, meter, own_mac=received.key_set is None)
+        else:
+            bare.append(meter)
+    meters.add_many(tx, bare)
     key_sets.add_many(tx, [received.key_set for received in opened.meters if received.key_set is not None])

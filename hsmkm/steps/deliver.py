@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from hsmkm.durable_file import sync_folder
 from hsmkm.errors import InputError, PolicyError, RefusedError
 from hsmkm.packages.content import THIRD_PARTY, PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
-from hsmkm.packages.registry import holders_of, pinned_signers, registered_recipient
+from hsmkm.packages.registry import given_by, pinned_signers, registered_recipient
 from hsmkm.packages.send import (
     Outgoing,
     Package,
@@ -50,6 +51,9 @@ SENT = "sent"
 ACCEPTED = "accepted"
 REFUSED = "refused"
 PARTIAL = ".partial"
+
+_InForce: TypeAlias = list[tuple[KeySet, KeyState]]
+"""Key sets of a meter, each with its state."""
 
 
 def signatory(party: Party, curve: str = P256) -> Signatory:
@@ -140,8 +144,12 @@ def record(party: Party, package: Package, also: Callable[[Transaction], None], 
     """
     carries_keys = any(entry.keys for entry in package.meters)
     parcel = Parcel(package.header, package.meter_count, package.data, carries_keys=carries_keys)
-    given = holders_of(package, package.header.recipient.name)
-    return hand_out(party, parcel, also, lambda tx: holders.add_many(tx, given), approval)
+    header = package.header
+
+    def note_holders(tx: Transaction) -> None:
+        holders.add_sets(tx, header.recipient.name, header.id, given_by(package.meters))
+
+    return hand_out(party, parcel, also, note_holders, approval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,14 +243,15 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     trust = trust_of(party)
     with party.store.read() as tx:
         third = parties.require(tx, to).role == THIRD_PARTY
-        for meter in _selected(tx, names, order):
-            if third:
-                permissions.check(tx, to, meter.system_title)
-            found = exportable(tx, meter)
+        selected = _selected(tx, names, order)
+        for meter in selected if third else ():
+            permissions.check(tx, to, meter.system_title)
+        places = groups.places_of(tx, [meter.system_title for meter in selected])
+        for meter, found in zip(selected, exportable(tx, selected), strict=True):
             if isinstance(found, str):
                 reasons.append(found)
             else:
-                given = [_given(tx, meter, item, third=third) for item in found]
+                given = [_given(meter, item, places.get(meter.system_title, ()), third=third) for item in found]
                 content += [with_certificates(tx, trust, given[0]), *given[1:]]
     if reasons:
         raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
@@ -251,9 +260,9 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     return send(party, kind, to, content, approval=approval)
 
 
-def _given(tx: Transaction, meter: Meter, item: tuple[KeySet, KeyState], *, third: bool) -> Outgoing:
+def _given(meter: Meter, item: tuple[KeySet, KeyState], places: Sequence[groups.Member], *, third: bool) -> Outgoing:
     ref = item[0].ref
-    group = groups.group_of(tx, ref.system_title, ref.security_setup, ref.client)
+    group = groups.group_among(places, ref.security_setup, ref.client)
     return outgoing(meter, *item, group=group, address="" if third else None)
 
 
@@ -275,15 +284,27 @@ def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> lis
     return found
 
 
-def exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] | str:
-    """Give a meter's key sets in force, one for each association that has any, or say why it is not given."""
-    if meter.at_rest is not None:
-        return f"meter {meter.title}: it is {meter.at_rest}"
-    if renewals.unfinished(tx, meter.system_title):
-        return f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
+def exportable(tx: Transaction, wanted: Sequence[Meter]) -> list[_InForce | str]:
+    """Give each meter's key sets in force, one for each association that has any, or say why it is not given."""
+    busy = renewals.under_way(tx, [meter.system_title for meter in wanted])
+    idle = [meter.system_title for meter in wanted if meter.at_rest is None and meter.system_title not in busy]
+    held = key_sets.for_meters(tx, idle)
+    initial = {model: models.initial_identities(tx, model) for model in sorted({meter.model for meter in wanted})}
+    found: list[_InForce | str] = []
+    for meter in wanted:
+        if meter.at_rest is not None:
+            found.append(f"meter {meter.title}: it is {meter.at_rest}")
+        elif meter.system_title in busy:
+            found.append(f"meter {meter.title}: its keys are in doubt, a renewal is not finished")
+        else:
+            found.append(_in_force(meter, held.get(meter.system_title, []), initial[meter.model]))
+    return found
+
+
+def _in_force(meter: Meter, held: _InForce, initial: set[bytes]) -> _InForce | str:
     found: dict[tuple[int, int], tuple[KeySet, KeyState]] = {}
     lost: set[tuple[int, int]] = set()
-    for key_set, state in key_sets.for_meter(tx, meter.system_title):
+    for key_set, state in held:
         place = key_set.ref.security_setup, key_set.ref.client
         if state is KeyState.COMPROMISED:
             lost.add(place)
@@ -294,7 +315,6 @@ def exportable(tx: Transaction, meter: Meter) -> list[tuple[KeySet, KeyState]] |
         return f"meter {meter.title}: its keys are compromised, hsmkm renew --urgent replaces them"
     if not found:
         return f"meter {meter.title}: there are no keys in force"
-    initial = models.initial_identities(tx, meter.model)
     if not initial.isdisjoint(key.identity for key_set, _ in found.values() for key in key_set.keys):
         return f"meter {meter.title}: it still holds keys that its model comes with, inject it"
     return [found[place] for place in sorted(found)]

@@ -26,11 +26,14 @@ def follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
     ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
     if purpose is Purpose.DISTRIBUTION:
         _distributed(tx, entry)
-    held = entry.generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
     if purpose is Purpose.ACTIVATION:
         _ORDERS.get(KeyState(entry.state), _nothing)(tx, ref)
-    elif entry.state == KeyState.ACTIVE.value and held and key_states.state(tx, ref) in USABLE:
+    elif entry.state == KeyState.ACTIVE.value and _is_held(tx, ref) and key_states.state(tx, ref) in USABLE:
         put_in_force(tx, ref)
+
+
+def _is_held(tx: Transaction, ref: KeySetRef) -> bool:
+    return ref.generation in key_sets.generations(tx, ref.system_title, ref.security_setup, ref.client)
 
 
 def put_in_force(tx: Transaction, ref: KeySetRef) -> None:

@@ -238,8 +238,17 @@ def refuse_left(tx: Transaction, ref: KeySetRef, keys: GroupKeys) -> None:
         )
 
 
-def learn(tx: Transaction, sender: str, entry: MeterEntry) -> None:
-    """Take note of the group that another party's package puts a meter into."""
+def learn(tx: Transaction, sender: str, entries: Sequence[MeterEntry]) -> None:
+    """Take note of the groups that another party's package puts meters into."""
+    placed = set(groups.places_of(tx, sorted({entry.system_title for entry in entries})))
+    for entry in entries:
+        if entry.group:
+            placed.add(entry.system_title)
+        if entry.system_title in placed:
+            _learn(tx, sender, entry)
+
+
+def _learn(tx: Transaction, sender: str, entry: MeterEntry) -> None:
     name = f"{sender}/{entry.group}" if entry.group else ""
     for member in groups.places(tx, entry.system_title):
         here = (member.security_setup, member.client) == (entry.security_setup, entry.client)

@@ -7,7 +7,7 @@ signed after the package is recorded, so that nothing is acknowledged that is no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hsmkm.packages.receive import (
     Receiver,
     open_package,
 )
-from hsmkm.packages.registry import StoreRegistry, store_opened
+from hsmkm.packages.registry import StoreRegistry, given_by, store_opened
 from hsmkm.packages.send import Signatory
 from hsmkm.pki.certificates import parse_certificate, public_key
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
@@ -38,7 +38,6 @@ from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, 
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
 from hsmkm.store import holders, packages
-from hsmkm.store.holders import Holder
 from hsmkm.store.packages import Direction, PackageRecord
 
 TAKEN = "taken"
@@ -168,21 +167,16 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
     with party.store.begin("package-take", opened.sender, detail) as tx:
         packages.add(tx, record)
         store_opened(tx, opened)
-        holders.add_many(tx, _known_to_sender(opened))
+        kept = (item.entry for item in opened.meters if item.key_set is not None)
+        holders.add_sets(tx, opened.sender, header.id, given_by(kept))
         for item in opened.meters:
             follow(tx, item, header.purpose)
             if item.key_set is not None and header.purpose is Purpose.TRANSFER:
                 begin_ownership(party, tx, item.key_set, opened.sender)
-            learn(tx, opened.sender, item.entry)
+        learn(tx, opened.sender, [item.entry for item in opened.meters])
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)
     return record
-
-
-def _known_to_sender(opened: Opened) -> Iterator[Holder]:
-    """Tell who knows these keys besides us: whoever sent them."""
-    for key_set in (item.key_set for item in opened.meters if item.key_set is not None):
-        yield from (Holder(key.identity, key_set.ref, opened.sender, opened.header.id) for key in key_set.keys)
 
 
 def _receipted(party: Party, record: PackageRecord, data: bytes) -> Taken:

@@ -65,7 +65,7 @@ def transfer(party: Party, names: Sequence[str], to: str, approval: str | None =
 def _held(tx: Transaction, meter: Meter) -> _Held | str:
     if meters.require(tx, meter.system_title) != meter:
         return f"meter {meter.title}: it was changed at the same time"
-    return exportable(tx, meter)
+    return exportable(tx, [meter])[0]
 
 
 def _given(party: Party, meter: Meter, every: _Held | str) -> list[Outgoing]:

@@ -17,6 +17,8 @@ Another party's group, known from its packages, is named PARTY/NAME and has memb
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,6 +26,7 @@ from hsmkm.errors import InputError, RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.key_set import SHARED_BY_GROUP, KeySet, StoredKey, check_keys, pack, unpack
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import broadcast_groups, group_keys, group_members
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.token.types import KeyRole
@@ -240,21 +243,35 @@ def places(tx: Transaction, system_title: bytes) -> list[Member]:
     return [_member(row) for row in MEMBER_ROWS.rows(tx, statement)]
 
 
+def places_of(tx: Transaction, titles: Sequence[bytes]) -> dict[bytes, list[Member]]:
+    """List the same for many meters, those that never were in one left out."""
+    found: dict[bytes, list[Member]] = defaultdict(list)
+    for row in rows_of(tx, MEMBER_ROWS.everything(), group_members, titles):
+        MEMBER_ROWS.verify(tx, row)
+        found[row["system_title"]].append(_member(row))
+    return found
+
+
 def own_group_of(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> str:
     """Name the group of ours that a meter's key sets of a setup and client belong to; empty where it is in none."""
-    return _place_of(tx, system_title, security_setup, client)[0]
+    return _names(places(tx, system_title), security_setup, client)[0]
 
 
 def group_of(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> str:
     """Do the same, and name another party's group, whose keys its key sets still carry, where it is in none of ours."""
-    own, told = _place_of(tx, system_title, security_setup, client)
+    return group_among(places(tx, system_title), security_setup, client)
+
+
+def group_among(found: Sequence[Member], security_setup: int, client: int) -> str:
+    """Name the same group, of the places of a meter."""
+    own, told = _names(found, security_setup, client)
     return own or told
 
 
-def _place_of(tx: Transaction, system_title: bytes, security_setup: int, client: int) -> tuple[str, str]:
+def _names(found: Sequence[Member], security_setup: int, client: int) -> tuple[str, str]:
     names = [
         member.group
-        for member in places(tx, system_title)
+        for member in found
         if (member.security_setup, member.client, member.state) == (security_setup, client, MemberState.MEMBER)
     ]
     own = [name for name in names if "/" not in name]

@@ -85,6 +85,8 @@ def add_sets(tx: Transaction, party: str, package_id: str, sets: Iterable[tuple[
         place = item(title) + b"".join([item(number) for number in numbers]) + tail
         of_meters.setdefault(title, []).extend([before + identity + place for identity in identities])
         rows += [(identity, title, *numbers, party, package_id, now) for identity in identities]
+    if not of_meters:
+        return 0
     entries = b"".join(
         title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in sorted(of_meters.items())
     )

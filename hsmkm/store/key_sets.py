@@ -10,6 +10,7 @@ How one comes into the store, together with its meter:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -34,6 +35,7 @@ from hsmkm.store.key_set import (
 )
 from hsmkm.store.key_set import encode_key_set as encode
 from hsmkm.store.key_set_bulk import Form
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import key_sets as table
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import to_seconds
@@ -52,7 +54,9 @@ __all__ = [
     "due",
     "encode",
     "for_meter",
+    "for_meters",
     "generations",
+    "generations_of",
     "get",
     "newest",
     "next_generation",
@@ -142,6 +146,26 @@ def for_meter(tx: Transaction, system_title: bytes) -> list[tuple[KeySet, KeySta
     """List all key sets of a meter with their states; a listing without the token is not verified."""
     sets = [key_set_rows.verified(tx, row) for row in tx.all(_of_meter(system_title))]
     return [(key_set, key_states.recorded(tx, key_set.ref) or key_set.state) for key_set in sets]
+
+
+def for_meters(tx: Transaction, titles: Sequence[bytes]) -> dict[bytes, list[tuple[KeySet, KeyState]]]:
+    """Do the same for many meters, those without key sets left out."""
+    states = key_states.recorded_of(tx, titles)
+    found: dict[bytes, list[tuple[KeySet, KeyState]]] = defaultdict(list)
+    statement = key_set_rows.with_meter().order_by(*(table.c[name] for name in key_set_rows.KEY))
+    for row in rows_of(tx, statement, table, titles):
+        key_set = key_set_rows.verified(tx, row)
+        found[key_set.ref.system_title].append((key_set, states.get(key_set.ref, key_set.state)))
+    return found
+
+
+def generations_of(tx: Transaction, titles: Sequence[bytes]) -> dict[tuple[bytes, int, int], list[int]]:
+    """List the generations of many meters by system title, security setup and client, oldest first."""
+    found: dict[tuple[bytes, int, int], list[int]] = defaultdict(list)
+    columns = (table.c.system_title, table.c.security_setup, table.c.client, table.c.generation)
+    for row in rows_of(tx, select(*columns).order_by(table.c.generation), table, titles):
+        found[row["system_title"], row["security_setup"], row["client"]].append(row["generation"])
+    return found
 
 
 def set_destroy_after(tx: Transaction, ref: KeySetRef, moment: datetime | None) -> None:

@@ -12,18 +12,19 @@ The first state is covered by the key set's own MAC; from the first transition o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hsmkm.errors import RefusedError
 from hsmkm.store import key_set_rows
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.key_set import STATE_NUMBERS, STATES, KeySetRef, KeyState
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import key_states as table
 from hsmkm.store.store import StoredRow, Transaction, altered
 from hsmkm.store.times import to_seconds
 
-__all__ = ["EDGES", "ROWS", "KeyState", "destroyed", "recorded", "state", "transition"]
+__all__ = ["EDGES", "ROWS", "KeyState", "destroyed", "recorded", "recorded_of", "state", "transition"]
 
 EDGES: Mapping[KeyState, frozenset[KeyState]] = {
     KeyState.PRE_ACTIVE: frozenset({KeyState.ACTIVE, KeyState.COMPROMISED, KeyState.DESTROYED}),
@@ -47,6 +48,15 @@ def recorded(tx: Transaction, ref: KeySetRef) -> KeyState | None:
     """Return the state that a transition recorded, or nothing while the set is in its first state."""
     row = _row(tx, ref)
     return None if row is None else _state(row)
+
+
+def recorded_of(tx: Transaction, titles: Sequence[bytes]) -> dict[KeySetRef, KeyState]:
+    """Return the states that transitions recorded of all key sets of these meters."""
+    found: dict[KeySetRef, KeyState] = {}
+    for row in rows_of(tx, ROWS.everything(), table, titles):
+        ROWS.verify(tx, row)
+        found[key_set_rows.ref(row)] = _state(row)
+    return found
 
 
 def destroyed(tx: Transaction, system_title: bytes) -> list[KeySetRef]:

@@ -40,6 +40,11 @@ class Meter:
     state: str | None = None
 
     @property
+    def identity(self) -> tuple[bytes, str, str, int, str | None]:
+        """What never changes, in the order of the fields."""
+        return self.system_title, self.serial, self.model, self.suite, self.order
+
+    @property
     def at_rest(self) -> MeterState | None:
         """Why it is not spoken with, or nothing."""
         return MeterState(self.state) if self.state in tuple(MeterState) else None

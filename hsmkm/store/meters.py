@@ -18,6 +18,7 @@ from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.key_set import KEY_OCTETS, TITLE_OCTETS
 from hsmkm.store.meter import Meter
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import meters as table
 from hsmkm.store.store import StoredRow, Transaction, altered
 from hsmkm.store.times import from_seconds, to_seconds
@@ -31,6 +32,7 @@ __all__ = [
     "get",
     "listing",
     "meter_of",
+    "of_titles",
     "present",
     "require",
     "rows",
@@ -88,6 +90,11 @@ def present(tx: Transaction, titles: Sequence[bytes]) -> set[bytes]:
     return found
 
 
+def of_titles(tx: Transaction, titles: Sequence[bytes]) -> dict[bytes, Meter]:
+    """Find meters by their system titles, those that there are; raises IntegrityError as `get`."""
+    return {meter.system_title: meter for meter in _read_all(tx, rows_of(tx, select(table), table, titles))}
+
+
 def require(tx: Transaction, system_title: bytes) -> Meter:
     """Find a meter, or raise RefusedError."""
     meter = get(tx, system_title)
@@ -118,7 +125,7 @@ def listing(
         statement = statement.where(table.c.order == orders.number(tx, order))
     if concentrator is not None:
         statement = statement.where(table.c.concentrator == concentrator)
-    return [_read(tx, row) for row in tx.all(statement)]
+    return list(_read_all(tx, tx.all(statement)))
 
 
 def update(tx: Transaction, meter: Meter) -> None:
@@ -163,6 +170,19 @@ def _read(tx: Transaction, row: StoredRow) -> Meter:
     if model is None or (order is None and row["order"] is not None):
         raise altered(ROWS.name(row))
     return meter_of(row, model, order)
+
+
+def _read_all(tx: Transaction, found: Iterable[StoredRow]) -> Iterator[Meter]:
+    """Read rows as `_read`, with the names of their models and orders looked up once."""
+    known: dict[tuple[int, int | None], Meter] = {}
+    for row in found:
+        alike = row["model"], row["order"]
+        if alike in known:
+            _verify(tx, row)
+            yield meter_of(row, known[alike].model, known[alike].order)
+        else:
+            known[alike] = _read(tx, row)
+            yield known[alike]
 
 
 def _verify(tx: Transaction, row: StoredRow) -> None:

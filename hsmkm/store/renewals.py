@@ -15,7 +15,7 @@ the renewal is not finished: a renewal goes key by key.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +26,7 @@ from hsmkm.errors import RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable, next_number
 from hsmkm.store.canonical import Value, canonical_json
 from hsmkm.store.key_set import ROLE_NAMES, KeySetRef
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import renewals as table
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
@@ -176,6 +177,16 @@ def unfinished(tx: Transaction, system_title: bytes | None = None) -> list[Renew
         return [renewal for renewal in listing(tx, system_title) if renewal.state not in FINISHED]
     statement = select(table).where(table.c.state.not_in([state.value for state in FINISHED])).order_by(table.c.id)
     return [_renewal(row) for row in ROWS.rows(tx, statement)]
+
+
+def under_way(tx: Transaction, titles: Sequence[bytes]) -> set[bytes]:
+    """Tell which of many meters have a renewal that is neither active nor abandoned."""
+    found = set()
+    for row in rows_of(tx, select(table), table, titles):
+        ROWS.verify(tx, row)
+        if _renewal(row).state not in FINISHED:
+            found.add(row["system_title"])
+    return found
 
 
 def listing(tx: Transaction, system_title: bytes) -> list[Renewal]:

@@ -26,6 +26,7 @@ from hsmkm.token.signer import TokenSigner
 from hsmkm.token.types import KeyRole, key_octets
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from hsmkm.token.vault import Vault
@@ -98,6 +99,9 @@ class Known:
 
     def last_sequence(self, sender: str, purpose: str) -> int:
         return self.sequences.get((sender, purpose), 0)
+
+    def look_up(self, titles: Sequence[bytes]) -> None:
+        """Everything is at hand."""
 
     def newest_generation(self, system_title: bytes, security_setup: int, client: int) -> int | None:
         return self.generations.get((system_title, security_setup, client))

@@ -12,7 +12,7 @@ from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.packages.container import sign_content
 from hsmkm.packages.content import PackageContent, Peer, Purpose
 from hsmkm.packages.receive import Opened, PackageRefusedError, Sender, inspect_package, open_package
-from hsmkm.packages.registry import StoreRegistry, holders_of, pinned_signers, registered_recipient, store_opened
+from hsmkm.packages.registry import StoreRegistry, given_by, pinned_signers, registered_recipient, store_opened
 from hsmkm.packages.send import Outgoing, Package, Recipient, build_package, new_header, outgoing
 from hsmkm.pki.certificates import fingerprint
 from hsmkm.store import certificates, key_sets, meters, parties
@@ -275,7 +275,7 @@ def test_a_registered_recipient_has_its_pinned_certificate(world: World, tmp_pat
 
 def test_holders_are_told_for_each_key(world: World) -> None:
     package = world.build(world.out(1), world.out(2))
-    held = holders_of(package, "utility")
-    assert len(held) == 8
-    assert held[0].ref.generation == 1
-    assert {one.package_id for one in held} == {package.header.id}
+    held = list(given_by(package.meters))
+    assert [place for place, _ in held] == [entry.name for entry in package.meters]
+    assert [len(identities) for _, identities in held] == [4, 4]
+    assert len({identity for _, identities in held for identity in identities}) == 8
