@@ -45,9 +45,12 @@ def rename_before_commit() -> None:
 
 def counters_without_commit() -> None:
     """A block of counters is handed out and never written, nor counted among the rows and moves that were."""
-    reserve = counters.reserve
+    counters.reserve = _forgetful(counters.reserve)
+    counters.reserve_more = _forgetful(counters.reserve_more)
 
-    def forgetful(tx: Transaction, *rest: Any, **named: Any) -> range:  # noqa: ANN401 - passed on as it is
+
+def _forgetful(reserve: Callable[..., Any]) -> Callable[..., Any]:
+    def forgetful(tx: Transaction, *rest: Any, **named: Any) -> Any:  # noqa: ANN401 - passed on as it is
         nested = tx.connection.begin_nested()
         sums, moves = dict(tx.changes.tables), dict(tx.counters)
         given = reserve(tx, *rest, **named)
@@ -55,7 +58,7 @@ def counters_without_commit() -> None:
         tx.changes.tables, tx.counters = sums, moves
         return given
 
-    counters.reserve = forgetful
+    return forgetful
 
 
 def _be_killed() -> None:

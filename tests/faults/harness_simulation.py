@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -28,7 +28,7 @@ from tests.faults.report import Report
 from tests.faults.simulation import Template, runs_on
 
 SEEDS = 10_000
-CONTROL_SEEDS = 4
+CONTROL_SEEDS = 8
 CHUNK = 25
 MEMORY = Path("/dev/shm")  # noqa: S108 - a place in memory; the folder made there is ours alone
 
@@ -79,12 +79,12 @@ def _chunk(template: Template, seeds: tuple[int, int]) -> tuple[int, list[str]]:
 @contextmanager
 def counters_reserved_without_a_commit() -> Iterator[None]:
     """Break the reservation of counters: a block is handed out and never written."""
-    reserve = counters.reserve
-    counters_without_commit()
-    try:
+    reserving = ("reserve", "reserve_more")
+    with ExitStack() as stack:
+        for name in reserving:
+            stack.enter_context(patch.object(counters, name, getattr(counters, name)))
+        counters_without_commit()
         yield
-    finally:
-        counters.reserve = reserve
 
 
 @contextmanager

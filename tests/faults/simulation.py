@@ -43,7 +43,7 @@ from hsmkm.steps import attempts, communicate, resolve
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS
 from hsmkm.steps.setup import write_home
-from hsmkm.store import campaigns, engine, guard, key_sets, meters, renewals
+from hsmkm.store import campaigns, counters, engine, guard, key_sets, meters, renewals
 from hsmkm.store.campaign import CampaignState, Standing
 from hsmkm.store.key_set import IDENTITY_OCTETS, KeySet, KeySetRef, KeyState, StoredKey, unpack
 from hsmkm.store.meter import Meter
@@ -55,6 +55,7 @@ MOST_METERS = 2
 MODELS = {"virtual": "", "by-key": '[key_transfer]\narray = false\norder = ["gak", "guek", "gbek"]\n'}
 CHOICES: tuple[tuple[MeterRole, ...], ...] = ((KeyRole.GUEK,), GLOBAL_KEYS, ALL_KEYS)
 BEGIN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+OWN_TITLE = "5554490000000004"
 FIRST = SystemTitle.from_serial("MMM", 1)
 SERVER, CLIENT = 0, 1
 """A meter has one Security Setup and one client."""
@@ -98,7 +99,10 @@ class MemoryAnchor:
 
 @dataclass(frozen=True)
 class Template:
-    """A utility's home and database with meters whose keys are in force, made once for many seeds."""
+    """A utility's home and database with meters whose keys are in force, made once for many seeds.
+
+    To every second meter it has spoken before; the others tell it first where its counter stands.
+    """
 
     folder: Path
     keys: tuple[dict[KeyRole, bytes], ...]
@@ -116,7 +120,7 @@ class Template:
         """Make it; the keys are of a seed of their own."""
         chance = random.Random(0)  # noqa: S311 - keys that protect nothing
         made = cls(folder, tuple({role: chance.randbytes(16) for role in KeyRole} for _ in range(MOST_METERS * 2)))
-        write_home(made.home, "utility", "utility", "5554490000000004", ())
+        write_home(made.home, "utility", "utility", OWN_TITLE, ())
         (made.home / "models").mkdir()
         for name, text in MODELS.items():
             (made.home / "models" / f"{name}.toml").write_text(f'flags = ["MMM"]\nsuites = [0]\n{text}')
@@ -141,6 +145,9 @@ class Template:
                 ref = KeySetRef(title, SERVER, CLIENT, 1)
                 key_sets.add(tx, key_sets.authenticate(vault, KeySet(ref, 0, 1, KeyState.ACTIVE, tuple(stored)), meter))
                 meters.update(tx, replace(meter, address=f"meter:{number}"))
+                if number % 2:
+                    (guek,) = (key for key in stored if key.role is KeyRole.GUEK)
+                    counters.reserve(tx, guek.identity, bytes.fromhex(OWN_TITLE), 1, None)
 
 
 def _nothing(_what: str) -> None:
