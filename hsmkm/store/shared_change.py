@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sqlalchemy import NestedTransaction, exc
+from sqlalchemy import exc
 
 from hsmkm.store import state
 from hsmkm.store.failures import database_errors
@@ -28,7 +28,6 @@ class SharedChange:
         self._guard = guard
         self._newest: tuple[int, bytes] | None = None
         self._changed = False
-        self._savepoint: NestedTransaction | None = None
         self.for_one = not found.advance
         """The first change of a store stands alone: a crash before its anchor must not look like one that is gone."""
 
@@ -44,14 +43,17 @@ class SharedChange:
 
     def savepoint(self) -> Callable[[], None]:
         """Set a savepoint before a block."""
-        self._savepoint = self.connection.begin_nested()
-        return self._savepoint.commit
+        self.connection.exec_driver_sql("SAVEPOINT block")
+        return self._release
 
     def back_to_savepoint(self) -> None:
         """Undo a block; StoreUnavailableError where the database has given up the whole transaction."""
-        if self._savepoint is not None:
-            with database_errors():
-                self._savepoint.rollback()
+        with database_errors():
+            self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT block")
+            self._release()
+
+    def _release(self) -> None:
+        self.connection.exec_driver_sql("RELEASE SAVEPOINT block")
 
     def commit(self) -> None:
         """Write the state, commit, and raise the anchor."""

@@ -30,6 +30,7 @@ from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
 from hsmkm.store.failures import database_errors
 from hsmkm.store.group_commit import GroupCommit
 from hsmkm.store.guard import Guard, Opening
+from hsmkm.store.known_macs import KnownMacs
 from hsmkm.store.shared_change import SharedChange
 from hsmkm.store.snapshot import copy_store
 from hsmkm.store.state import StoreState
@@ -60,9 +61,16 @@ class Transaction:
     """One transaction: reads see one moment, writes become durable together or not at all."""
 
     def __init__(
-        self, connection: Connection, authenticator: Authenticator | None, now: datetime, *, writes: bool = False
+        self,
+        connection: Connection,
+        authenticator: Authenticator | None,
+        now: datetime,
+        known: KnownMacs | None = None,
+        *,
+        writes: bool = False,
     ) -> None:
         self.connection = connection
+        self._known = known or KnownMacs()
         self.authenticator = authenticator
         self.now = now
         self._writes = writes
@@ -197,19 +205,25 @@ class Transaction:
         if self.authenticator is None:
             raise PolicyError("a change needs the token", hint="open the store with the token's vault")
         number = self.authenticator.integrity_key
-        mac = self.authenticator.mac(encode(label, MECHANISM, number, *values))
+        data = encode(label, MECHANISM, number, *values)
+        mac = self.authenticator.mac(data)
         if mac.key_number != number:
             raise IntegrityError("the integrity key changed while a row was being authenticated")
+        self._known.add(data, mac)
         return mac
 
     def verify(self, row: str, mac: Mac, label: str, *values: Value) -> None:
         """Raise IntegrityError, naming the row, unless its MAC fits; a listing without a token checks nothing."""
         if self.authenticator is None:
             return
+        data = encode(label, MECHANISM, mac.key_number, *values)
+        if self._known.holds(data, mac):
+            return
         try:
-            self.authenticator.verify(encode(label, MECHANISM, mac.key_number, *values), mac)
+            self.authenticator.verify(data, mac)
         except IntegrityError as error:
             raise altered(row) from error
+        self._known.add(data, mac)
 
 
 Permit: TypeAlias = Callable[[Transaction, str, str], None]
@@ -240,6 +254,7 @@ class Store:
         self.permit: Permit | None = None
         """Asked before each change, whether the actor may make it."""
         self._open = threading.local()
+        self._known = KnownMacs()
         self._group = GroupCommit(self._begin)
 
     @classmethod
@@ -342,7 +357,7 @@ class Store:
         if self.guard is None:
             raise PolicyError("the store is open for listing only", hint="a change needs the token")
         with self._once(), database_errors(), self._group.block() as shared:
-            tx = Transaction(shared.connection, self._authenticator, self._clock(), writes=True)
+            tx = Transaction(shared.connection, self._authenticator, self._clock(), self._known, writes=True)
             tx.before = shared.state
             if not although_retired:
                 _refuse_retired(shared.connection)
@@ -358,7 +373,7 @@ class Store:
         with ExitStack() as stack:
             connection = stack.enter_context(self._engine.connect())
             connection.begin()
-            tx = Transaction(connection, self._authenticator, self._clock(), writes=True)
+            tx = Transaction(connection, self._authenticator, self._clock(), self._known, writes=True)
             found = self.guard.enter(tx)
             if found.mac.key_number > self.guard.authenticator.integrity_key:
                 self.guard.authenticator.still_there()
@@ -375,7 +390,7 @@ class Store:
         with database_errors(), self._engine.connect() as plain:
             connection = plain.execution_options(**{engines.READ_ONLY: True})
             with connection.begin():
-                yield Transaction(connection, self._authenticator, self._clock())
+                yield Transaction(connection, self._authenticator, self._clock(), self._known)
 
     @contextmanager
     def at_one_moment(self) -> Iterator[None]:

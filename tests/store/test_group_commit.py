@@ -19,6 +19,7 @@ from hsmkm.store.anchor import FileAnchor
 from hsmkm.store.check import check
 from hsmkm.store.failures import StoreUnavailableError
 from hsmkm.store.group_commit import GroupCommit, UncommittedError
+from hsmkm.store.shared_change import SharedChange
 from hsmkm.store.store import Store
 
 if TYPE_CHECKING:
@@ -113,16 +114,18 @@ def line(shared: Store) -> Iterator[Line]:
 
 
 @pytest.fixture
-def commits(shared: Store) -> list[str]:
+def commits(shared: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each commit of a change."""
+    assert shared.guard is not None  # what its making committed does not count
     found: list[str] = []
-    event.listen(shared._engine, "commit", lambda connection: found.extend(["commit"] if writes(connection) else []))
+    commit = SharedChange.commit
+
+    def counted(self: SharedChange) -> None:
+        found.append("commit")
+        commit(self)
+
+    monkeypatch.setattr(SharedChange, "commit", counted)
     return found
-
-
-def writes(connection: object) -> bool:
-    options = connection.get_execution_options()  # type: ignore[attr-defined] # a connection of SQLAlchemy
-    return not options.get("hsmkm_read_only", False)
 
 
 def adding(line: Line, factory: Factory, number: int, error: Exception | None = None) -> Callable[[], None]:
