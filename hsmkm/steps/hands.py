@@ -7,7 +7,7 @@ without asking its source again, and end when it does.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,7 +62,7 @@ class Hands:
 
     def work(
         self, meters: int, function: Callable[Concatenate[Hand, ...], R], batches: Iterable[tuple[object, ...]]
-    ) -> Iterator[R]:
+    ) -> Generator[R, None, None]:
         """Run `function(hand, *batch)` for each batch of so many meters in all; the answers, in the order of batches.
 
         A batch or less is done by the party itself, before workers would have started.

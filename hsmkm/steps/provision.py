@@ -10,6 +10,7 @@ sets and the package's record; a crash between two goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -170,12 +171,12 @@ def _packages(
             for batch in package.batches:
                 yield package.lent, batch.forms, batch.pairs
 
-    answers = party.hands.work(sum(map(len, chunks)), make_key_sets, batches())
-    for number in range(len(chunks)):
-        first = next(answers)
-        package = opened[number]
-        made = [first, *islice(answers, len(package.batches) - 1)]
-        yield _record(party, order, package, made)
+    with closing(party.hands.work(sum(map(len, chunks)), make_key_sets, batches())) as answers:
+        for number in range(len(chunks)):
+            first = next(answers)
+            package = opened[number]
+            made = [first, *islice(answers, len(package.batches) - 1)]
+            yield _record(party, order, package, made)
 
 
 def _open(

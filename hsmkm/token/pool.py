@@ -20,7 +20,7 @@ from queue import LifoQueue
 from typing import TYPE_CHECKING, Concatenate, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -76,7 +76,7 @@ class WorkerPool(Generic[T]):
         function: Callable[Concatenate[T, ...], R],
         batches: Iterable[tuple[object, ...]],
         deadline: float | None = None,
-    ) -> Iterator[R]:
+    ) -> Generator[R, None, None]:
         """Run `function(context, *batch)` for each batch and yield what it returns, in the order of the batches.
 
         Raises as `Worker.call`; what is under way then is waited for, and what is not begun is not done.

@@ -41,7 +41,7 @@ def test_only_as_many_batches_are_taken_up_as_there_is_room_for(work: ModuleType
         answers = pool.map(work.echo, batches())  # type: ignore[arg-type]
         assert next(answers) == ("context", 0)
         assert len(taken) <= 3
-        answers.close()  # type: ignore[attr-defined]
+        answers.close()
         assert len(taken) <= 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier, Thread
 from typing import TYPE_CHECKING
 
@@ -113,3 +114,23 @@ def test_a_thread_at_work_under_retired_keys_is_told(vault: Vault) -> None:
             pool.submit(lambda: vault.storage_key).result()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: vault.storage_key).result() == 2
+
+
+def is_worn(vault: Vault) -> bool:
+    return vault.session.worn
+
+
+def test_a_session_wears_with_the_keys_made_in_all_threads_and_a_reconnection_renews_it(vault: Vault) -> None:
+    vault.session.profile = replace(vault.session.profile, recycle_after=vault.session.cryptoki.made + 4)
+    with vault.generate_package_key() as package:
+        lent = vault.lend(package)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            assert not is_worn(vault)
+            pool.submit(lambda: vault.borrow(lent).destroy()).result()
+    assert is_worn(vault)
+    vault.session.reconnect()
+    assert not is_worn(vault)
+    vault.session.profile = replace(vault.session.profile, recycle_after=0)
+    vault.generate_package_key().destroy()
+    assert not is_worn(vault)
