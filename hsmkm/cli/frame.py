@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ import typer
 from hsmkm.cli.deferred import deferred
 from hsmkm.config import Settings, load_settings
 from hsmkm.errors import HsmkmError, InputError, LoginError, RefusedError
-from hsmkm.token.standing import StandingWorker
+from hsmkm.token.standing import Login, StandingWorker
 from hsmkm.token.uri import pin_descriptors
 from hsmkm.token.workers import Worker
 
@@ -54,6 +54,7 @@ class Frame:
     home: Path
     output: Output
     actor: str
+    login: Login = field(default_factory=Login, repr=False, compare=False)
 
     def settings(self) -> Settings:
         """Read the home folder's settings."""
@@ -99,9 +100,9 @@ def inspecting_worker() -> Iterator[Worker[Party]]:
 
 @contextmanager
 def standing_worker() -> Iterator[StandingWorker[Party]]:
-    """Spawn the same worker for a process that runs for long, and replace it when it died."""
+    """Spawn the same worker for a process that runs for long, and replace it when it died or lost its token."""
     here = frame()
-    with StandingWorker(worker_starter(party.open_party, here.home, here.actor)) as worker:
+    with StandingWorker(worker_starter(party.open_party, here.home, here.actor), login=here.login) as worker:
         yield worker
 
 

@@ -116,6 +116,14 @@ LOGIN = frozenset(code for code, name in NAMES.items() if name.startswith("CKR_P
 }
 
 
+class PinRefusedError(LoginError):
+    """The token refused a PIN at a login: nobody may try this PIN again by itself."""
+
+
+class LoginLostError(LoginError):
+    """A session that was logged in heard of its PIN in the midst of its work; the PIN itself was not tried."""
+
+
 def name(code: int) -> str:
     """Name a return value; one that the standard does not name keeps its number."""
     return NAMES.get(code, f"CKR_{code:#010x}")
@@ -129,7 +137,8 @@ def error(code: int, operation: str) -> HsmkmError:
     if code in GONE:
         return TokenUnreachableError(text, hint="check that the token is reachable: hsmkm token doctor")
     if code in LOGIN:
-        return LoginError(text, hint="check the PIN source; the PIN is not tried again, lest the token lock itself")
+        kind = PinRefusedError if operation == "C_Login" else LoginLostError
+        return kind(text, hint="check the PIN source; the PIN is not tried again, lest the token lock itself")
     return TokenRefusedError(text, hint="what this token can do is shown by: hsmkm token doctor")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pkcs11 import Attribute
 
 from hsmkm.errors import InputError, LoginError, RefusedError, TokenRefusedError, TokenUnreachableError
+from hsmkm.token.ckr import PinRefusedError
 from hsmkm.token.cryptoki import USER, USER_SO, Module
 from hsmkm.token.profile import load_profile
 from hsmkm.token.softhsm import keep_token_file
@@ -143,7 +144,7 @@ class TokenSession:
         """Log in, once. A login without an answer is a wrong PIN where the token then counts a wrong one."""
         source = (self.settings.home.resolve(), self.settings.pin)
         if source in _wrong_pins:
-            raise LoginError(
+            raise PinRefusedError(
                 "the token refused this PIN before, and it is not tried again",
                 hint="correct the PIN source and start again; the token locks itself after a few wrong PINs",
             )
@@ -156,7 +157,7 @@ class TokenSession:
             if not self._module.counts_wrong_pins(slot):
                 raise
             _wrong_pins.add(source)
-            raise LoginError(
+            raise PinRefusedError(
                 "the token did not answer the login, and counts a wrong PIN",
                 hint="check the PIN source and start again; the PIN is not tried again by itself",
             ) from error

@@ -6,9 +6,11 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsmkm.errors import RefusedError, TokenUnreachableError
+from hsmkm.errors import RefusedError, TokenBusyError, TokenUnreachableError
+from hsmkm.token import ckr
 from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
 from hsmkm.token.births import Births, NewKey
 from hsmkm.token.curves import encode_raw
@@ -125,6 +127,31 @@ def refuse(_context: str) -> None:
 
 def lose_token(_context: str) -> None:
     raise TokenUnreachableError("the token was removed")
+
+
+def be_busy(_context: str, busy: bool) -> None:  # noqa: FBT001 - it travels
+    if busy:
+        raise TokenBusyError("no memory")
+
+
+def hear_that_pin_is_locked(_context: str) -> None:
+    raise ckr.error(ckr.CODES["CKR_PIN_LOCKED"], "C_SignInit")
+
+
+def log_in_with_a_wrong_pin(_context: str) -> None:
+    raise ckr.error(ckr.CODES["CKR_PIN_INCORRECT"], "C_Login")
+
+
+def meet_and_lose_token(context: str, seconds: float) -> None:
+    meet(context, seconds)
+    lose_token(context)
+
+
+def meet_and_wait_for(context: str, seconds: float, path: Path) -> int:
+    meet(context, seconds)
+    while not path.exists():
+        time.sleep(0.01)
+    return os.getpid()
 
 
 def stumble(_context: str, secret: str) -> None:
