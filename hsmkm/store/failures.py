@@ -49,6 +49,8 @@ def database_errors() -> Iterator[None]:
         raise RefusedError(text, [_said(error.orig)]) from error
     except exc.DBAPIError as error:
         raise _named(error) from error
+    except exc.PendingRollbackError as error:
+        raise StoreUnavailableError("the connection was lost in the midst of a change", hint=_BROKEN) from error
     except exc.TimeoutError as error:
         raise StoreUnavailableError("the store has no connection free", hint="give the command again") from error
 
