@@ -11,9 +11,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 PLOTS = {
-    "workers": ("performance-workers.svg", "meters a second, by worker processes", "rate"),
-    "sessions": ("performance-sessions.svg", "meters a second behind 1 ms a call, by sessions", "rate"),
-    "meters in the store": ("performance-fleet.svg", "microseconds a meter, by meters in the store", "cost"),
+    "provision": ("performance-workers.svg", "meters a second, by worker processes", "rate"),
+    "network": ("performance-sessions.svg", "meters a second behind 1 ms a call, by sessions", "rate"),
+    "fleet": ("performance-fleet.svg", "microseconds a meter, by meters in the store", "cost"),
 }
 BUSY = "The machine did other work meanwhile, which takes most from the lines of several processes: measure them again."
 WIDTH, HEIGHT, MARGIN = 640, 360, 60
@@ -21,12 +21,12 @@ TICKS = 4
 
 
 def write(document: dict[str, Any]) -> None:
-    """Replace the results in the page, and the plots of every axis that was measured."""
+    """Replace the results in the page, and the plots of the groups that have one."""
     parts = [_about(document), _table(document["lines"])]
-    for axis, (name, title, what) in PLOTS.items():
-        lines = sorted((line for line in document["lines"] if line["axis"] == axis), key=lambda line: line["at"])
+    for group, (name, title, what) in PLOTS.items():
+        lines = sorted((line for line in document["lines"] if line["group"] == group), key=lambda line: line["at"])
         if len(lines) > 1:
-            (DOCS / name).write_text(_plot(lines, title, axis, what), encoding="utf-8")
+            (DOCS / name).write_text(_plot(lines, title, lines[0]["axis"], what), encoding="utf-8")
             parts.append(f"![{title}]({name})")
     text = PAGE.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
