@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,6 +33,7 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeyState
+from tests import postgresql
 from tests.interop.package_opener import NAME as LINE
 from tests.interop.package_opener import Keys, PackageOpener
 from tests.realm import HSMKM, Realm, build_realm, title_of
@@ -45,18 +46,11 @@ PROVED = ("guek", "gak")
 
 PARTLY_DONE = 7
 PATIENCE = 7200.0
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 3.0
 
 
 class LabError(Exception):
     """A command or a process did not do what it is there for."""
-
-
-class Database(Protocol):
-    """A server that can be restarted while others use it."""
-
-    def restart(self) -> None:
-        """End it, and begin it again."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ class Lab:
         shape = ("--workers", self.plan.workers, "--threads", self.plan.threads)
         self._command("campaign", "start", CAMPAIGN, *shape, good=(0, PARTLY_DONE))
 
-    def renew_by_workers(self, database: Database) -> None:
+    def renew_by_workers(self) -> None:
         """Have two `hsmkm worker run` do it, one of which is killed half-way; the database is restarted twice."""
         self._create()
         self._command("campaign", "start", CAMPAIGN, "--detach")
@@ -167,13 +161,13 @@ class Lab:
             first = stack.enter_context(self._worker("first"))
             stack.enter_context(self._worker("second"))
             self._await(1 / 4)
-            database.restart()
+            postgresql.restart()
             self._await(1 / 2)
             os.killpg(first.pid, signal.SIGKILL)
             self.killed += 1
             stack.enter_context(self._worker("third"))
             self._await(3 / 4)
-            database.restart()
+            postgresql.restart()
             self.restarts = 2
             self._await(1.0)
 
@@ -263,16 +257,16 @@ class Lab:
         )
 
 
-def renewed(realm: Realm, plan: Plan, database: Database | None = None) -> Figures:
-    """Renew a fleet; `database` is the PostgreSQL that the factory's store lies in, if it does."""
+def renewed(realm: Realm, plan: Plan) -> Figures:
+    """Renew a fleet, by two `hsmkm worker run` where the stores lie in PostgreSQL."""
     lab = Lab(realm, plan)
     lab.prepare()
     with lab.fleet():
         begun = time.monotonic()
-        if database is None:
-            lab.renew_here()
+        if postgresql.chosen():
+            lab.renew_by_workers()
         else:
-            lab.renew_by_workers(database)
+            lab.renew_here()
         seconds = time.monotonic() - begun
     return lab.figures(seconds)
 
@@ -301,8 +295,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="what decides the faults (1)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes with SQLite (2)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of each worker (2)")
+    parser.add_argument(
+        "--postgresql", action="store_true", help="keep the stores in a PostgreSQL that is started for it"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave everything in this folder, which is made")
     options = parser.parse_args(arguments)
+    if options.postgresql:
+        os.environ[postgresql.CHOICE] = "postgresql"
     folder = options.keep or Path(tempfile.mkdtemp(prefix="hsmkm-fleet-"))
     try:
         folder.mkdir(exist_ok=options.keep is None)

@@ -29,9 +29,12 @@ READY_SECONDS = 60
 ROOM = 4 << 30
 
 
+CHOICE = "HSMKM_TEST_STORE"
+
+
 def chosen() -> bool:
     """Whether this run of the tests has its stores in PostgreSQL."""
-    return os.environ.get("HSMKM_TEST_STORE") == "postgresql"
+    return os.environ.get(CHOICE) == "postgresql"
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,26 @@ class Cluster:
 @cache
 def shared() -> Cluster:
     """Give this process's server; it is started for the first who asks, and ended with the process."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(running())
+    cluster, _ = _shared()
+    return cluster
+
+
+def restart() -> None:
+    """End this process's server, whoever uses it, and begin it again."""
+    cluster, life = _shared()
+    life.close()
+    life.enter_context(server(cluster))
+
+
+@cache
+def _shared() -> tuple[Cluster, ExitStack]:
+    """Give the server with what ends it; its folder is gone with the process."""
+    folder, life = ExitStack(), ExitStack()
+    atexit.register(folder.close)
+    atexit.register(life.close)
+    cluster = folder.enter_context(made())
+    life.enter_context(server(cluster))
+    return cluster, life
 
 
 def binaries() -> Path | None:
@@ -87,6 +107,13 @@ def binaries() -> Path | None:
 @contextmanager
 def running(*settings: str) -> Iterator[Cluster]:
     """Run a server, and end it whatever happens: with this process at the latest."""
+    with made() as cluster, server(cluster, *settings):
+        yield cluster
+
+
+@contextmanager
+def made() -> Iterator[Cluster]:
+    """Make the folder of a server that does not run yet."""
     place = binaries()
     if place is None:
         pytest.skip("PostgreSQL is not installed: scripts/setup says how to")
@@ -99,8 +126,7 @@ def running(*settings: str) -> Iterator[Cluster]:
         _call(
             owner, place / "initdb", "-D", folder / "data", "-U", cluster.user, "-A", "trust", "-E", "UTF8", "--no-sync"
         )
-        with server(cluster, *settings):
-            yield cluster
+        yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
