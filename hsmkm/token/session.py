@@ -23,10 +23,11 @@ from pkcs11 import Attribute
 from hsmkm.errors import InputError, LoginError, RefusedError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token.ckr import PinRefusedError
 from hsmkm.token.cryptoki import USER, USER_SO, Module
+from hsmkm.token.login_mark import LoginMark
 from hsmkm.token.profile import load_profile
 from hsmkm.token.softhsm import keep_token_file
 from hsmkm.token.template import Template
-from hsmkm.token.uri import TokenUri, pin_path, read_pin
+from hsmkm.token.uri import TokenUri, pin_path, pin_state, read_pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,7 @@ class TokenSession:
         self.settings = settings
         self.profile = profile
         self._module = module
+        self._pin_state = pin_state(settings.pin, settings.home)
         self._pin = read_pin(settings.pin, settings.home)
         self.generation = next(_generations)
         self.uri = TokenUri()
@@ -132,7 +134,8 @@ class TokenSession:
             try:
                 self._slot, self.uri = _find(self._module, wanted)
                 session = self._module.open(self._slot, self.profile.altered)
-                self._login(session, self._slot)
+                with _usable(self.settings.home / "token"):
+                    self._login(session, self._slot)
             except BaseException:
                 self._module.finalize()
                 raise
@@ -141,15 +144,25 @@ class TokenSession:
             self._connected = True
 
     def _login(self, session: Session, slot: int) -> None:
-        """Log in, once. A login without an answer is a wrong PIN where the token then counts a wrong one."""
+        """Log in, once. A login without an answer is a wrong PIN where the token then counts a wrong one.
+
+        So is one whose process did not live to hear the answer: its mark stands. OSError where none can be written.
+        """
         source = (self.settings.home.resolve(), self.settings.pin)
         if source in _wrong_pins:
             raise PinRefusedError(
                 "the token refused this PIN before, and it is not tried again",
                 hint="correct the PIN source and start again; the token locks itself after a few wrong PINs",
             )
+        mark = LoginMark.of(self.settings.home, self.uri, self._pin_state)
+        if mark.stands() and self._module.counts_wrong_pins(slot):
+            raise PinRefusedError(
+                "a login with this PIN got no answer, the token counts a wrong PIN, and it is not tried again",
+                hint=f"correct the PIN source; if the PIN is right, delete {mark.path} and start again",
+            )
         try:
-            session.login(USER, self._pin)
+            with mark.until_answered():
+                session.login(USER, self._pin)
         except LoginError:
             _wrong_pins.add(source)
             raise

@@ -132,6 +132,26 @@ def read_pin(source: str, home: Path) -> Pin:
     return Pin(octets.removesuffix(b"\n").removesuffix(b"\r"))
 
 
+def pin_state(source: str, home: Path) -> str:
+    """Name a PIN source, and the state of a file it names, so that a changed file is another source; no PIN is read.
+
+    What has no state that can be asked for is named alone: reading it tells what is wrong with it.
+    """
+    kind, _, rest = source.partition(":")
+    try:
+        if kind == "file":
+            status = (home / rest).lstat()
+        elif kind == "fd" and rest.isdecimal():
+            status = os.fstat(int(rest))
+        else:
+            return source
+    except OSError:
+        return source
+    if not stat.S_ISREG(status.st_mode):
+        return source
+    return f"{source} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
 def pin_descriptors(*sources: str) -> tuple[int, ...]:
     """Return the file descriptors that a process must inherit to read these sources itself."""
     return tuple(int(source[3:]) for source in sources if source.startswith("fd:") and source[3:].isdecimal())

@@ -61,7 +61,12 @@ CODES = tuple(
 GONE_STEP = 7
 ENDINGS = ("hang", "kill", "die")
 PIN_LOCKED, PIN_INCORRECT = ckr.CODES["CKR_PIN_LOCKED"], ckr.CODES["CKR_PIN_INCORRECT"]
-LOST_LOGIN = Plan("C_Login", 1, "lose", ckr.CODES["CKR_DEVICE_ERROR"])
+UNHEARD = (
+    Plan("C_Login", 1, "lose", ckr.CODES["CKR_DEVICE_ERROR"]),
+    Plan("C_Login", 1, "mute"),
+    Plan("C_Login", 1, "die"),
+)
+"""Logins that the token counts, and whose answer nobody hears."""
 SHARES = {"calls": 0.7, "workers": 0.2, "service": 0.1}
 
 
@@ -100,7 +105,7 @@ def run(sample: int | None, seed: int) -> Report:
         tally = _break_all() if sample is None else _break(theatre, calls, workers)
         for plan in _chosen(_in_service(), sample, seed, "service"):
             break_service(theatre, plan, tally)
-        for answer in (None, LOST_LOGIN):
+        for answer in (None, *UNHEARD):
             try_wrong_pin(theatre, answer, tally)
         try_two_keys(theatre, tally)
         found = negative_controls(theatre)
@@ -314,6 +319,9 @@ def try_wrong_pin(theatre: Theatre, answer: Plan | None, tally: Tally) -> None:
         with patch.dict(os.environ, theatre.shim.environment(answer, record=record)):
             for _ in range(3):
                 desk.ready()
+            if answer is not None:  # nobody told the operator that the PIN is wrong, who gives the next command
+                with suppress(HsmkmError):
+                    start().end()
     logins = [call["code"] for call in read(record) if call["call"] == "C_Login"]
     tally.hits += PIN_INCORRECT in logins
     if logins != [PIN_INCORRECT]:

@@ -10,7 +10,7 @@
  *
  * A plan is "CALL NTH ACTION CODE TIMES": from the NTH call of this name on ("*" is any name), TIMES calls (0: all that
  * follow) are struck. ACTION is fail (not passed on, answers CODE), lose (passed on, then answers CODE), delay (CODE
- * milliseconds), hang, kill (the process dies instead of the call) or die (the process dies after it).
+ * milliseconds), hang, mute (passed on, then hangs), kill (the process dies instead of the call) or die (after it).
  * In a process, shim_arm() takes a plan and starts to count; shim_hits() tells how often it struck.
  *
  * The record names keys by what C_DigestKey says of them in a session of its own, so that no value leaves the token.
@@ -33,9 +33,9 @@
 #define LINE_OCTETS 16384
 #define DIGEST_OCTETS 32
 
-enum action { PASS, FAIL, LOSE, DELAY, HANG, KILL, DIE };
+enum action { PASS, FAIL, LOSE, DELAY, HANG, MUTE, KILL, DIE };
 
-static const char *const ACTIONS[] = {"pass", "fail", "lose", "delay", "hang", "kill", "die"};
+static const char *const ACTIONS[] = {"pass", "fail", "lose", "delay", "hang", "mute", "kill", "die"};
 
 struct plan {
     char call[40];
@@ -130,6 +130,8 @@ static struct plan begin(const char *name) {
 static CK_RV end(const struct plan *struck, CK_RV code) {
     if (struck->action == DIE)
         kill(getpid(), SIGKILL);
+    while (struck->action == MUTE)
+        pause();
     return struck->action == LOSE ? struck->code : code;
 }
 

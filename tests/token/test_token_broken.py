@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hsmkm.errors import IntegrityError, LoginError, TokenUnreachableError
-from hsmkm.token.ckr import CODES
+from hsmkm.token.ckr import CODES, PinRefusedError
 from hsmkm.token.session import open_session
 from hsmkm.token.standing import StandingWorker
 from hsmkm.token.types import KeyRole, Use
@@ -90,6 +91,56 @@ def test_a_login_without_an_answer_is_repeated_only_if_the_token_counts_no_wrong
             pass
     assert shim.seen == 1
     path.write_text(right)
+
+
+def log_in_unheard(
+    settings: TokenSettings, work: ModuleType, shim: Shim, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Log in with a worker that does not live to hear the answer."""
+    with monkeypatch.context() as patched:
+        patched.setenv("SHIM_FAULT", shim.environment(Plan("C_Login", 1, action))["SHIM_FAULT"])
+        with pytest.raises(TokenUnreachableError):
+            Worker(work.open_vault, settings, token_seconds=1.0)
+
+
+@pytest.mark.parametrize("action", ["mute", "die"])
+def test_a_wrong_pin_whose_login_nobody_lived_to_hear_of_is_not_tried_again(
+    broken: TokenSettings, work: ModuleType, shim: Shim, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    path = broken.home / "token" / "pin"
+    right = path.read_text()
+    path.write_text("a wrong one")
+    log_in_unheard(broken, work, shim, monkeypatch, action)
+    shim.arm(Plan("C_Login", 9, "fail", DEVICE_ERROR))
+    for _ in range(2):
+        with pytest.raises(PinRefusedError, match="got no answer"), open_session(broken):
+            pass
+    assert shim.seen == 0
+    path.write_text(right)
+    with open_session(broken):
+        assert shim.seen == 1
+    assert not (path.parent / "login.unanswered").exists()
+
+
+def test_a_right_pin_whose_login_got_no_answer_is_tried_again_unless_a_wrong_one_is_counted(
+    broken: TokenSettings, work: ModuleType, shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in_unheard(broken, work, shim, monkeypatch, "die")
+    with open_session(broken):
+        pass
+    wrong = broken.home / "token" / "wrong"
+    wrong.write_text("a wrong one")
+    wrong.chmod(0o600)
+    with pytest.raises(LoginError, match="CKR_PIN_INCORRECT"), open_session(replace(broken, pin="file:token/wrong")):
+        pass
+    log_in_unheard(broken, work, shim, monkeypatch, "kill")
+    with pytest.raises(PinRefusedError) as caught, open_session(broken):
+        pass
+    mark = broken.home / "token" / "login.unanswered"
+    assert str(mark) in caught.value.hint
+    mark.unlink()
+    with open_session(broken):
+        pass
 
 
 class Starts:

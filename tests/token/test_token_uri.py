@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsmkm.errors import InputError, LoginError
-from hsmkm.token.uri import Pin, TokenUri, pin_descriptors, read_pin
+from hsmkm.token.uri import Pin, TokenUri, pin_descriptors, pin_state, read_pin
 
 HERE = Path()
 
@@ -129,3 +129,18 @@ def test_a_pin_shows_itself_nowhere() -> None:
 
 def test_descriptors_of_pin_sources_are_named() -> None:
     assert pin_descriptors("fd:7", "file:pin", "fd:9") == (7, 9)
+
+
+def test_a_changed_file_is_another_source_of_a_pin_and_tells_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "pin"
+    states = []
+    for text in ("1234", "4321"):
+        path.with_name("new").write_text(text)
+        path.with_name("new").rename(path)
+        with path.open("rb") as file:
+            states += [pin_state("file:pin", tmp_path), pin_state(f"fd:{file.fileno()}", tmp_path)]
+        assert pin_state("file:pin", tmp_path) == states[-2]
+        os.utime(path, ns=(0, 0))
+    assert len(set(states)) == len(states)
+    for source in ("env:A_PIN", "credential:pin", "command:cat pin", "prompt:", "file:missing", "fd:999"):
+        assert pin_state(source, tmp_path) == source
