@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hsmkm.durable_file import sync_folder
 from hsmkm.errors import HsmkmError, TokenUnreachableError
 
 if TYPE_CHECKING:
@@ -67,11 +68,7 @@ class LoginMark:
             file.write(self.content)
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def _clear(self) -> None:
         self.path.unlink(missing_ok=True)
