@@ -35,6 +35,7 @@ SECONDS = 3.0
 """What a command takes at first; afterwards what the last one took that nothing happened to."""
 
 PATIENCE = 60
+HUNG = "it was not done within"
 RESOLUTIONS = 4
 BROKEN = "killed before it is recorded"
 CONTROL_METER = 3
@@ -82,8 +83,8 @@ class Scene:
     def give(self, words: list[str]) -> str:
         """Give a command to its end; what it said if it failed."""
         began = time.monotonic()
-        with self.begin(words) as process:
-            _, said = process.communicate(timeout=PATIENCE)
+        process = self.begin(words)
+        said = _end(process)
         if process.returncode == 0:
             self.took[words[0]] = time.monotonic() - began
         return said if process.returncode else ""
@@ -100,10 +101,9 @@ class Scene:
         for each in found:
             with suppress(ProcessLookupError):
                 os.kill(each, SIGKILL)
-        with process:
-            _, said = process.communicate(timeout=PATIENCE)
+        said = _end(process)
         self._start_again()
-        problems = [f"it failed as a defect: {said}" for sign in DEFECTS if sign in said]
+        problems = [f"it failed as a defect: {said}" for sign in (*DEFECTS, HUNG) if sign in said]
         problems += self.settled(words, serial, kill.concentrator)
         return hit, [f"{kill}: {problem}" for problem in problems]
 
@@ -132,6 +132,16 @@ class Scene:
         for name, running in self.running.items():
             if running.process.poll() is not None:
                 self.running[name] = self.live.serve() if name == "utility" else self.live.concentrate(name)
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    """Wait for a command; what it said, and that it hung if it had to be killed."""
+    with process:
+        try:
+            return process.communicate(timeout=PATIENCE)[1]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"{HUNG} {PATIENCE} s: {process.communicate()[1]}"
 
 
 def _children(process: int) -> list[int]:
