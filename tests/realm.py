@@ -195,6 +195,8 @@ def forget_realm(realm: Realm) -> None:
 
 def _database(realm: Realm) -> str:
     """Name the database of a realm's stores; empty where they are files."""
+    if not postgresql.chosen():
+        return ""
     url = realm.url("utility")
     return "" if is_file(url) else make_url(url).database or ""
 

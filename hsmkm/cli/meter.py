@@ -62,7 +62,7 @@ def provision(
     Each meter gets a unique one, and the line equipment the injection package, or records under its line key.
     """
     if bool(line) == bool(line_key):
-        raise InputError("an order is for one line", hint="give --line PARTY, or --line-key LABEL")
+        raise typer.BadParameter("an order is for one line: give --line PARTY, or --line-key LABEL")
     with party_worker() as worker:
         if line_key:
             done = worker.call(line_records.provision_records, order.resolve(), line_key)

@@ -34,6 +34,8 @@ def place_pins(folder: Path) -> None:
 def unpack(path: Path, folder: Path) -> Realm:
     """Unpack a fixture into a folder, and give its parties."""
     with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
+        # Python 3.11 has filters since 3.11.4 only; the attribute is how its documentation serves both.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     place_pins(folder)
     return Realm(folder)
