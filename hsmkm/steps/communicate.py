@@ -51,6 +51,9 @@ from hsmkm.store.store import Transaction
 from hsmkm.token.types import KeyRole
 
 CHALLENGE_OCTETS = 16
+MAX_HINTS = 2
+"""How often a refused association asks the meter for its counter, which another client under the same GUEK may raise
+between the question and the next attempt."""
 ENDED = ("Z", "X")
 """States of a process that has ended and is not yet waited for (proc(5))."""
 
@@ -286,15 +289,18 @@ def _associate(
     if Form(speaking.model.protection.form) is Form.GENERAL:
         terms = _general_terms(speaking, pair, Traffic(opened.key, counter, StoredReceiveCounter(speaking, identity)))
         opened = replace(opened, general=stack.enter_context(general_keys(speaking.party, terms)))
-    next_value = next_value_of(speaking, identity)
-    if next_value == 1:
-        _take_hint(speaking, counter, next_value)
-    spend()
-    try:
-        return _attempt(speaking, pair, opened, counter, stack)
-    except MeterRefusedError:
-        if counter.hint is not None or not _take_hint(speaking, counter, next_value):
-            raise
+    lowest = next_value_of(speaking, identity)
+    if lowest == 1:
+        lowest = _take_hint(speaking, counter, lowest) or lowest
+    for _ in range(MAX_HINTS):
+        spend()
+        try:
+            return _attempt(speaking, pair, opened, counter, stack)
+        except MeterRefusedError:
+            above = _take_hint(speaking, counter, lowest)
+            if above is None:
+                raise
+            lowest = above
     spend()
     return _attempt(speaking, pair, opened, counter, stack)
 
@@ -358,13 +364,13 @@ def _settings(speaking: Conversation, pair: Pair, opened: Credentials, counter: 
     )
 
 
-def _take_hint(speaking: Conversation, counter: StoredCounter, next_value: int) -> bool:
-    """Ask the public client for the meter's view of our counter; True when it is above ours."""
+def _take_hint(speaking: Conversation, counter: StoredCounter, lowest: int) -> int | None:
+    """Ask the public client for the meter's view of our counter; what comes after it, if that is above `lowest`."""
     hint = read_public_counter(speaking)
-    if hint is None or hint < next_value:
-        return False
+    if hint is None or hint < lowest:
+        return None
     counter.try_hint(hint)
-    return True
+    return hint + 1
 
 
 def read_public_counter(speaking: Conversation) -> int | None:
