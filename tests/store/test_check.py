@@ -193,14 +193,14 @@ def test_a_deleted_row_is_named_and_the_store_refused_at_opening(
 
 
 def exchanged(url: str, table: str, *columns: str) -> None:
-    """Exchange these columns of the rows of one table, of which there are two."""
-    rows = [str(number) for number in (1, 2)]
+    """Exchange these columns of the rows of one table, of which there are two, numbered 1 and 2."""
+    (number,) = schema.metadata.tables[table].primary_key.columns.keys()
     names = ", ".join(f'"{column}"' for column in columns)
-    tamper(url, f'CREATE TABLE kept AS SELECT rowid AS place, {names} FROM "{table}"')  # noqa: S608 - test's own
-    for one, other in (rows, rows[::-1]):
+    tamper(url, f'CREATE TABLE kept AS SELECT {number} AS place, {names} FROM "{table}"')  # noqa: S608 - test's own
+    for one, other in ((1, 2), (2, 1)):
         for column in columns:
             statement = (
-                f'UPDATE "{table}" SET "{column}" = (SELECT "{column}" FROM kept WHERE place = ?) WHERE rowid = ?'  # noqa: S608 - test's own
+                f'UPDATE "{table}" SET "{column}" = (SELECT "{column}" FROM kept WHERE place = ?) WHERE {number} = ?'  # noqa: S608 - test's own
             )
             tamper(url, statement, other, one)
     tamper(url, "DROP TABLE kept")
@@ -228,7 +228,7 @@ def keys_of(store: Store, rows: AuthenticatedTable) -> list[list[object]]:
 
 def test_what_somebody_was_given_is_neither_added_nor_taken_away(full: Store, url: str) -> None:
     others = ", ".join(name for name in holders.COLUMNS if name != "identity")
-    tamper(url, f"INSERT INTO holders (identity, {others}) SELECT x'01', {others} FROM holders")  # noqa: S608 - test's own
+    tamper(url, f"INSERT INTO holders (identity, {others}) SELECT ?, {others} FROM holders", b"\x01")  # noqa: S608 - test's own
     named = [f"holders {TITLE.hex().upper()} id-1: it does not fit its mac"]
     assert [str(problem) for problem in problems(full)] == named
     for read in (holders.for_meter, holders.for_key):
