@@ -139,6 +139,7 @@ def scene(seed: int) -> Iterator[Scene]:
 def strike(opened: Scene, kills: int, broken: str = "") -> list[str]:
     """Kill so often, then have all be in order again; what is not."""
     opened.kills, enough = 0, threading.Event()
+    opened.keys |= opened.held()  # what the first APDUs are under, whatever is renewed before the first kill
     running = opened.live.serve()
     opened.carry(running)
     service = threading.Thread(target=opened.serve_and_die, args=(running, kills, enough))
