@@ -42,6 +42,7 @@ _MAX_FILE = 16 * 1024 * 1024
 _CHUNK = 65_536
 _UNREADABLE = (
     ValueError,
+    TypeError,
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,

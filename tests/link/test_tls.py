@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hsmkm.errors import HsmkmError, InputError, ProtocolError, RefusedError, TransportError
 from hsmkm.link import gateway
-from hsmkm.link.tls import TlsLink, client_context, reason_of, server_context
+from hsmkm.link.tls import PeerRefusedError, PeerRule, TlsLink, client_context, reason_of, server_context
 from hsmkm.link.wrapper import Decoder, Frame
 from tests.tls_pki import DAY, Holder, TlsPki, now, write_key
 
@@ -257,6 +257,14 @@ def test_a_crl_past_its_date_refuses(sides: Sides) -> None:
             ask(sides.client, server.port)
         wait_for(server.refusals)
     assert server.refusals[0] == "CRL has expired"
+
+
+def test_a_name_of_an_impossible_type_is_refused(sides: Sides) -> None:
+    """A common name that is a BIT STRING: cryptography raises TypeError where the name is read."""
+    der = sides.server_holder.der.replace(b"\x55\x04\x03\x0c\x10", b"\x55\x04\x03\x03\x10")
+    assert der != sides.server_holder.der
+    with pytest.raises(PeerRefusedError, match="cannot be read"):
+        PeerRule(ExtendedKeyUsageOID.SERVER_AUTH).check(der)
 
 
 @pytest.mark.parametrize("authority", ["root", "issuing"])
