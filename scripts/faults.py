@@ -17,6 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.faults.report import Report, load, names
 
+APART = ("counters", "simulation")
+"""Kills at random moments and worlds made by seeds: there is no end to them, so they are timed by themselves."""
+
 EPILOG = "Exit code: 0 when nothing was violated and every negative control was found out; else 1. See docs/faults.md."
 
 
@@ -52,13 +55,23 @@ def show(outcome: Report, seconds: float, *, as_json: bool) -> None:
 def main(arguments: list[str]) -> int:
     """Run the harnesses that are asked for, one after another: each has the whole machine."""
     options = parsed(arguments)
-    passed = True
+    passed, took = True, dict[str, float]()
     for name in options.names:
         began = time.monotonic()
         outcome = load(name).run(options.sample, options.seed)
-        show(outcome, time.monotonic() - began, as_json=options.json)
+        took[name] = time.monotonic() - began
+        show(outcome, took[name], as_json=options.json)
         passed = passed and outcome.passed
+    if not options.json:
+        sys.stdout.write(f"{in_all(took)}\n")
     return 0 if passed else 1
+
+
+def in_all(took: dict[str, float]) -> str:
+    """Say how long it took, without the harnesses that only become surer the longer they run, and these by name."""
+    rest = sum(seconds for name, seconds in took.items() if name not in APART) / 60
+    apart = [f"{name}: {took[name] / 60:.0f} min" for name in APART if name in took]
+    return f"in all: {rest:.0f} min" + (f", and apart from it {', '.join(apart)}" if apart else "")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
 
@@ -38,6 +40,7 @@ PATIENCE = 60
 HUNG = "it was not done within"
 RESOLUTIONS = 4
 BROKEN = "killed before it is recorded"
+METERS = (1, 2)
 CONTROL_METER = 3
 
 
@@ -153,7 +156,7 @@ def _children(process: int) -> list[int]:
 @contextmanager
 def scene() -> Iterator[Scene]:
     """Take meters through steps 1 to 5, one behind each concentrator, and that of the control behind the relay."""
-    serials = (1, 2, CONTROL_METER)
+    serials = (*METERS, CONTROL_METER)
     with tempfile.TemporaryDirectory(prefix="hsmkm-processes-") as folder:
         realm: Realm = build_realm(Path(folder) / "realm")
         deliver_meters(realm, dict.fromkeys(serials, 0))
@@ -177,7 +180,7 @@ def _concentrator(serial: int) -> str:
 def every_kill() -> list[tuple[int, Kill]]:
     """List every victim during every command, at moments spread over it, with the meter that it is about."""
     parts = [(number + 0.5) / MOMENTS for number in range(MOMENTS)]
-    combined = product((1, 2), COMMANDS, VICTIMS, parts)
+    combined = product(METERS, COMMANDS, VICTIMS, parts)
     return [(serial, Kill(command, victim, _concentrator(serial), part)) for serial, command, victim, part in combined]
 
 
@@ -191,14 +194,23 @@ def negative_control(opened: Scene) -> int:
 
 
 def run(sample: int | None, seed: int) -> Report:
-    """Make all kills, or `sample` of them, and those of the negative control."""
-    chosen = every_kill()
+    """Make all kills, those of each meter beside the others, or `sample` of them; and those of the negative control."""
+    every = every_kill()
     if sample is not None:
-        chosen = random.Random(seed).sample(chosen, sample)  # noqa: S311 - a choice that a seed repeats
+        return run_lane(random.Random(seed).sample(every, sample), control=True)  # noqa: S311 - a choice that a seed repeats
+    lanes = [[each for each in every if each[0] == serial] for serial in METERS]
+    with ProcessPoolExecutor(len(lanes), mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(run_lane, lanes, (True, False)))
+    violations = tuple(violation for part in parts for violation in part.violations)
+    return Report("processes", sum(part.hits for part in parts), violations, sum(part.found for part in parts))
+
+
+def run_lane(chosen: Sequence[tuple[int, Kill]], control: bool) -> Report:  # noqa: FBT001 - mapped over by position
+    """Make these kills in a scene of their own, one after the other."""
     hits, violations = 0, list[str]()
     with scene() as opened:
         for serial, kill in chosen:
             hit, problems = opened.strike(kill, serial)
             hits += hit
             violations += problems
-        return Report("processes", hits, tuple(violations), negative_control(opened))
+        return Report("processes", hits, tuple(violations), negative_control(opened) if control else 0)
