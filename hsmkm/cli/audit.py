@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, inspecting_worker, party_worker, show
+from hsmkm.cli.streamed import show_streamed
 from hsmkm.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -20,29 +22,20 @@ else:
     (audit,) = deferred("hsmkm.store", "audit")
 
 app = typer.Typer(help="The audit log: a chain of hashes with signed checkpoints.", no_args_is_help=True)
+COLUMNS = ("sequence", "time", "actor", "action", "subject", "detail")
 
 
 @app.command()
 def log(
     after: Annotated[int, typer.Option(help="Begin behind this sequence.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=100000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")] = 100,
     subject: Annotated[str | None, typer.Option(help="Only this meter, party or package.")] = None,
 ) -> None:
     """List audit records, oldest first."""
-    with party.open_listing(frame().home) as store, store.read() as tx:
-        found = audit.log(tx, after=after, limit=limit, subject=subject)
-    rows = [
-        {
-            "sequence": item.sequence,
-            "time": item.time,
-            "actor": item.actor,
-            "action": item.action,
-            "subject": item.subject,
-            "detail": json.dumps(item.detail),
-        }
-        for item in found
-    ]
-    show(rows, ("sequence", "time", "actor", "action", "subject", "detail"))
+    with party.open_listing(frame().home) as store:
+        found = islice(audit.every(store, after=after, subject=subject), limit or None)
+        rows = ({name: getattr(item, name) for name in COLUMNS} | {"detail": json.dumps(item.detail)} for item in found)
+        show_streamed(rows, COLUMNS)
 
 
 @app.command()

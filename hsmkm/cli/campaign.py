@@ -179,8 +179,10 @@ def report(name: Name) -> None:
 def _not_done(name: str) -> Iterator[dict[str, object]]:
     from hsmkm.store import campaigns  # noqa: PLC0415 - as above
 
-    with party.open_listing(frame().home) as store, store.read() as tx:
-        for meter in campaigns.not_done(tx, campaigns.find(tx, name).id):
+    with party.open_listing(frame().home) as store:
+        with store.read() as tx:
+            campaign = campaigns.find(tx, name).id
+        for meter in campaigns.every_not_done(store, campaign):
             again = meter.state in (Standing.FAILED, Standing.UNKNOWN)
             yield {
                 "meter": meter.title,

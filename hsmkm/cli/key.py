@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmkm.cli.deferred import deferred
-from hsmkm.cli.frame import frame, show
+from hsmkm.cli.frame import frame
+from hsmkm.cli.streamed import Row, show_streamed
 
 if TYPE_CHECKING:
     from hsmkm.steps import known_to, party
+    from hsmkm.steps.known_to import Knower
 else:
     known_to, party = deferred("hsmkm.steps", "known_to", "party")
 
@@ -32,23 +34,22 @@ def list_holders(
     Line equipment, utilities, concentrators and third parties, and whom we have them from. JSON also names each key's
     identity and the package that it travelled in.
     """
-    with party.open_listing(frame().home) as store, store.read() as tx:
-        found = known_to.known_to(tx, name)
-    rows = [
-        {
-            "meter": item.ref.system_title.hex().upper(),
-            "security_setup": item.ref.security_setup,
-            "client": item.ref.client,
-            "generation": item.ref.generation,
-            "key": item.role,
-            "identity": item.identity,
-            "state": item.state,
-            "party": item.party,
-            "role": item.party_role,
-            "package": item.package,
-            "result": item.result,
-            "given": item.given,
-        }
-        for item in found
-    ]
-    show(rows, COLUMNS)
+    with party.open_listing(frame().home) as store:
+        show_streamed(map(_row, known_to.known_to(store, name)), COLUMNS)
+
+
+def _row(item: Knower) -> Row:
+    return {
+        "meter": item.ref.system_title.hex().upper(),
+        "security_setup": item.ref.security_setup,
+        "client": item.ref.client,
+        "generation": item.ref.generation,
+        "key": item.role,
+        "identity": item.identity,
+        "state": item.state,
+        "party": item.party,
+        "role": item.party_role,
+        "package": item.package,
+        "result": item.result,
+        "given": item.given,
+    }

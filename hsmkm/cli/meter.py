@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from hsmkm.cli.frame import frame, party_worker, show, talk
 from hsmkm.cli.outcomes import raise_failed, show_outcomes
 from hsmkm.cli.reference import In, attribute, shown
 from hsmkm.cli.renew import read_lines
+from hsmkm.cli.streamed import show_streamed
 from hsmkm.config import SYSTEM_TITLE, load_model, load_settings
 from hsmkm.dlms.types import AttributeRef
 from hsmkm.errors import Fault, InputError, PartlyDoneError
@@ -278,7 +280,7 @@ def permit(
 def list_meters(
     concentrator: Annotated[str | None, typer.Option(help="Only those behind this concentrator.")] = None,
     order: Annotated[str | None, typer.Option(help="Only those of this order (its id).")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 1000,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many; 0: all.")] = 1000,
     after: Annotated[str, typer.Option(help="Begin behind this system title.")] = "",
     *,
     in_doubt: Annotated[
@@ -293,28 +295,19 @@ def list_meters(
         return
     if after and not SYSTEM_TITLE.fullmatch(after.upper()):
         raise InputError(f"{after!r} is not a system title", hint="16 hex digits, as the list shows them")
-    with party.open_listing(frame().home) as store, store.read() as tx:
-        found = meters.listing(tx, after=bytes.fromhex(after), limit=limit, order=order, concentrator=concentrator)
-    rows = [
-        {
-            "meter": item.title,
-            "serial": item.serial,
-            "model": item.model,
-            "suite": item.suite,
-            "concentrator": item.concentrator,
-            "address": item.address,
-            "registered": item.registered,
-        }
-        for item in found
-    ]
-    show(rows, ("meter", "serial", "model", "suite", "concentrator", "address", "registered"))
+    columns = ("serial", "model", "suite", "concentrator", "address", "registered")
+    with party.open_listing(frame().home) as store:
+        every = meters.every(store, after=bytes.fromhex(after), order=order, concentrator=concentrator)
+        found = islice(every, limit or None)
+        rows = ({"meter": item.title} | {name: getattr(item, name) for name in columns} for item in found)
+        show_streamed(rows, ("meter", *columns))
 
 
 def _list_in_doubt(home: Path, limit: int) -> None:
     """Show what waits for `resolve`, the oldest first."""
     per_day = load_settings(home).policy.attempts_per_day
     with party.open_listing(home) as store, store.read() as tx:
-        found = doubt.in_doubt(tx, per_day, party.utc_now())[:limit]
+        found = doubt.in_doubt(tx, per_day, party.utc_now())[: limit or None]
         models = {item.meter: meters.find(tx, item.meter).model for item in found}
     columns = ("meter", "association", "state", "stage", "since", "attempts", "tried", "answer", "hint")
     rows: list[dict[str, object]] = []

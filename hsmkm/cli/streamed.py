@@ -29,15 +29,15 @@ def show_streamed(rows: Iterable[Row], columns: Sequence[str]) -> int:
 
 
 def _json(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of a JSON array with one object each, and the brackets."""
-    yield "["
-    before = None
+    """Yield the lines of a JSON array with one object each, and the brackets, the first when the first row is there."""
+    before, comma = "[", ""
     for row in rows:
-        if before is not None:
-            yield before + ","
-        before = "  " + json.dumps(row, default=str)
-    if before is not None:
-        yield before
+        yield before + comma
+        before, comma = "  " + json.dumps(row, default=str), ","
+    if not comma:
+        yield "[]"
+        return
+    yield before
     yield "]"
 
 

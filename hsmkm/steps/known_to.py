@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from hsmkm.errors import RefusedError
-from hsmkm.store import holders, key_sets, key_states, meters, packages, parties
+from hsmkm.store import holders, key_sets, key_states, meters, packages, pages, parties
 from hsmkm.store.key_set import IDENTITY_OCTETS, KeySetRef, KeyState
 from hsmkm.store.packages import Direction
-from hsmkm.store.store import Transaction
+from hsmkm.store.store import Store, Transaction
 
 GONE = "?"
+METERS_OF_A_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,30 @@ class Knower:
     given: datetime | None
 
 
-def known_to(tx: Transaction, text: str) -> list[Knower]:
+def known_to(store: Store, text: str) -> Iterator[Knower]:
     """List who knows the keys of a meter, by title or serial number, or one key, by its identity in hex.
 
-    Raises RefusedError where there is no such meter or key.
+    Many meters may have one key, so these are read in pages, by title. Raises RefusedError where there is no such
+    meter or key.
     """
     identity = _identity(text)
-    if identity is not None:
-        found = holders.for_key(tx, identity)
-        if not found:
-            raise RefusedError(f"nobody was given a key of identity {text}", hint="hsmkm key holders METER")
-    else:
-        found = holders.for_meter(tx, meters.find(tx, text).system_title)
+    if identity is None:
+        with store.read() as tx:
+            found = _knowers(tx, holders.for_meter(tx, meters.find(tx, text).system_title))
+        yield from found
+        return
+
+    def page(tx: Transaction, behind: bytes) -> list[Knower]:
+        return _knowers(tx, holders.for_key(tx, identity, after=behind, meters=METERS_OF_A_PAGE))
+
+    knower = None
+    for knower in pages.every(store, page, b"", lambda item: item.ref.system_title):
+        yield knower
+    if knower is None:
+        raise RefusedError(f"nobody was given a key of identity {text}", hint="hsmkm key holders METER")
+
+
+def _knowers(tx: Transaction, found: Iterable[holders.Holder]) -> list[Knower]:
     return sorted(
         (_knower(tx, item) for item in found), key=lambda item: (item.ref, str(item.given), item.party, item.role)
     )

@@ -25,14 +25,13 @@ from hsmkm.steps.provision import (
     Batch,
     add_made,
     batches_of,
-    chunks_of,
     finish,
     given_to,
     provisioned,
     refuse_twins,
-    waiting_of,
 )
 from hsmkm.steps.results import Provisioned
+from hsmkm.steps.waiting import chunks_of, waiting_of
 from hsmkm.store import holders, packages
 from hsmkm.store.packages import Direction, PackageRecord
 from hsmkm.store.store import Transaction
@@ -53,13 +52,8 @@ def provision_records(party: Party, path: Path, label: str) -> Provisioned:
         if known is not None:
             return known
         LineKeys(party.vault).find(label, order.digest)
-        with party.store.read() as tx:
-            waiting = waiting_of(party, tx, order)
-        models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
-        files = [
-            _hand_out(party, order, label, batches_of(party, order, chunk, models))
-            for chunk in chunks_of(waiting, models)
-        ]
+        chunks = chunks_of(waiting_of(party, order))
+        files = [_hand_out(party, order, label, batches_of(party, order, chunk)) for chunk in chunks]
         return finish(party, order, files)
 
 

@@ -3,6 +3,9 @@
 Columns, by their header: `system_title` (16 hex digits), or `flag` (FLAG id) and `serial` (a number below 2^40, which
 becomes the last 5 octets); `model`; `suite`. A serial number may also stand beside a system title. Orders are UTF-8,
 with comma, semicolon or tab as separator.
+
+An order is held as its octets alone: its rows are read once to find every fault, and again at each turn of whoever
+works on them. So an order takes the size of its file, and some 50 octets a meter more while it is checked.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hsmkm.dlms.types import SystemTitle
@@ -48,42 +52,107 @@ class OrderedMeter:
 
 @dataclass(frozen=True, slots=True)
 class ProductionOrder:
-    """An order file that holds no fault. `digest` is the SHA-256 of its octets and tells one order from another."""
+    """An order file that holds no fault. `digest` is the SHA-256 of its octets and tells one order from another.
+
+    `models` are those of its meters, by name.
+    """
 
     name: str
     digest: bytes
-    meters: tuple[OrderedMeter, ...]
+    meters: OrderedMeters
+    models: Mapping[str, MeterModel]
 
 
-class _Faults:
-    """The faults of an order: all are counted, the first are kept."""
+@dataclass(frozen=True, slots=True)
+class OrderedMeters:
+    """The meters of an order, read from its octets at each turn; none is held."""
 
-    def __init__(self) -> None:
-        self.kept: list[Fault] = []
-        self._count = 0
-
-    def append(self, fault: Fault) -> None:
-        """Count a fault, and keep it if there is room."""
-        self._count += 1
-        if self._count <= MAX_FAULTS:
-            self.kept.append(fault)
+    _reader: _OrderReader = field(repr=False)
+    _octets: bytes = field(repr=False)
+    _count: int
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[OrderedMeter]:
+        rows = _rows(self._reader.source, self._octets)
+        next(rows)
+        return (self._reader.meter(line, cells) for line, cells in rows)
+
+
+class Faults:
+    """The faults of an order: all are counted, the first are kept."""
+
+    def __init__(self) -> None:
+        self._kept: list[Fault] = []
+        self._count = 0
+
+    def note(self, source: str, line: int, column: int, text: str) -> None:
+        """Count a fault, and keep it if there is room."""
+        self._count += 1
+        if self._count <= MAX_FAULTS:
+            self._kept.append(Fault(source, line, column, text))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def refuse(self, name: str, hint: str) -> None:
+        """Raise InputError with the faults of the order of this name, if there are any."""
+        if self._count:
+            named = f", the first {MAX_FAULTS} of which are named" if self._count > MAX_FAULTS else ""
+            text = f"order {name} has {self._count} fault(s){named}, nothing was provisioned"
+            raise InputError(text, sorted(self._kept), hint)
+
+
+class _FirstLines:
+    """The line on which each system title stood first: an open hash table of 12 octets a slot, at most 2/3 full.
+
+    A dictionary takes 200 octets a meter. The hash is Python's of octets, whose key nobody knows outside the process.
+    """
+
+    def __init__(self, slots: int = 1024) -> None:
+        self._titles = array("Q", bytes(8)) * slots
+        self._lines = array("I", bytes(4)) * slots
+        self._room = slots * 2 // 3
+
+    def note(self, title: bytes, line: int) -> int:
+        """Note that a title (8 octets, not all 0) stands on a line, and give the line where it stood first."""
+        slot = self._slot(title)
+        if not self._lines[slot]:
+            if not self._room:
+                self._grow()
+                slot = self._slot(title)
+            self._titles[slot], self._lines[slot] = int.from_bytes(title, "big"), line
+            self._room -= 1
+        return self._lines[slot]
+
+    def _slot(self, title: bytes) -> int:
+        """Find where a title is, or the free slot where it may be put."""
+        number, last = int.from_bytes(title, "big"), len(self._titles) - 1
+        slot = hash(title) & last
+        while self._lines[slot] and self._titles[slot] != number:
+            slot = (slot + 1) & last
+        return slot
+
+    def _grow(self) -> None:
+        larger = _FirstLines(2 * len(self._titles))
+        for number, line in zip(self._titles, self._lines, strict=True):
+            if line:
+                larger.note(number.to_bytes(8, "big"), line)
+        self._titles, self._lines, self._room = larger._titles, larger._lines, larger._room
 
 
 class _OrderReader:
     def __init__(self, source: str, model_of: Callable[[str], MeterModel]) -> None:
         self.source = source
         self.model_of = model_of
-        self.faults = _Faults()
+        self.faults = Faults()
         self.columns: dict[str, int] = {}
         self.models: dict[str, MeterModel | None] = {}
-        self.seen: dict[SystemTitle, int] = {}
 
     def fault(self, line: int, column: str, text: str) -> None:
         """Note a fault; its column counts from 1 in the order of the file's header."""
-        self.faults.append(Fault(self.source, line, self.columns.get(column, -1) + 1, f"{column}: {text}"))
+        self.faults.note(self.source, line, self.columns.get(column, -1) + 1, f"{column}: {text}")
 
     def header(self, row: list[str]) -> bool:
         """Take the header row; False where the rows below cannot be read by it."""
@@ -92,33 +161,39 @@ class _OrderReader:
         before = len(self.faults)
         for place, name in enumerate(names, 1):
             if name not in COLUMNS:
-                self.faults.append(Fault(self.source, 1, place, f"unknown column {name!r}"))
+                self.faults.note(self.source, 1, place, f"unknown column {name!r}")
             elif names.index(name) != place - 1:
-                self.faults.append(Fault(self.source, 1, place, f"column {name!r} stands twice"))
+                self.faults.note(self.source, 1, place, f"column {name!r} stands twice")
         if not {"model", "suite"} <= set(names):
-            self.faults.append(Fault(self.source, 1, 0, "the header must name the columns model and suite"))
+            self.faults.note(self.source, 1, 0, "the header must name the columns model and suite")
         if "system_title" not in names and not {"flag", "serial"} <= set(names):
-            self.faults.append(Fault(self.source, 1, 0, "the header must name system_title, or flag and serial"))
+            self.faults.note(self.source, 1, 0, "the header must name system_title, or flag and serial")
         return len(self.faults) == before
 
-    def row(self, line: int, cells: list[str]) -> OrderedMeter | None:
-        """Read one row; None where it has a fault."""
+    def check(self, line: int, cells: list[str], first_lines: _FirstLines) -> None:
+        """Note every fault of a row."""
         if len(cells) != len(self.columns):
-            self.faults.append(Fault(self.source, line, 0, f"{len(cells)} cells where {len(self.columns)} are named"))
-            return None
-        before = len(self.faults)
-        values = {name: cells[place].strip() for name, place in self.columns.items()}
+            self.faults.note(self.source, line, 0, f"{len(cells)} cells where {len(self.columns)} are named")
+            return
+        values = self.values(cells)
         title = self.title(line, values)
-        suite = self.suite(line, values["suite"])
-        self.model(line, values["model"], title, suite)
-        if title is not None and title in self.seen:
-            self.fault(line, self.title_column(values), f"{title} stands on line {self.seen[title]} already")
-        if len(self.faults) > before or title is None or suite is None:
-            return None
-        self.seen[title] = line
+        self.model(line, values["model"], title, self.suite(line, values["suite"]))
+        if title is not None and (first := first_lines.note(title.octets, line)) != line:
+            self.fault(line, self.title_column(values), f"{title} stands on line {first} already")
+
+    def meter(self, line: int, cells: list[str]) -> OrderedMeter:
+        """Read a row that was checked and has no fault."""
+        values = self.values(cells)
+        title, suite = self.title(line, values), self.suite(line, values["suite"])
+        if title is None or suite is None:
+            raise RuntimeError("a row was read that has a fault")
         serial = values.get("serial") or str(int.from_bytes(title.octets[3:], "big"))
         column = self.columns[self.title_column(values)] + 1
         return OrderedMeter(line, title, serial, values["model"], suite, column)
+
+    def values(self, cells: list[str]) -> dict[str, str]:
+        """Give the cells of a row by their columns."""
+        return {name: cells[place].strip() for name, place in self.columns.items()}
 
     @staticmethod
     def title_column(values: dict[str, str]) -> str:
@@ -191,24 +266,27 @@ class _OrderReader:
             )
 
 
-def _text(source: str, octets: bytes) -> str:
-    try:
-        text = octets.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = octets[: error.start].count(b"\n") + 1
-        column = error.start - (octets.rfind(b"\n", 0, error.start) + 1) + 1
-        fault = Fault(source, line, column, "not UTF-8: export the order as CSV UTF-8")
-        raise InputError(f"order {source} has a wrong encoding", [fault]) from error
-    if "\0" in text:
-        fault = Fault(source, text[: text.index("\0")].count("\n") + 1, 0, "holds NUL: export the order as CSV UTF-8")
+def _refuse_encoding(source: str, octets: bytes) -> None:
+    nul = octets.find(0)
+    if octets.isascii() and nul < 0:
+        return
+    for number, line in enumerate(io.BytesIO(octets), 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            fault = Fault(source, number, error.start + 1, "not UTF-8: export the order as CSV UTF-8")
+            raise InputError(f"order {source} has a wrong encoding", [fault]) from error
+    if nul >= 0:
+        fault = Fault(source, octets[:nul].count(b"\n") + 1, 0, "holds NUL: export the order as CSV UTF-8")
         raise InputError(f"order {source} has a wrong encoding", [fault])
-    return text
 
 
-def _rows(source: str, text: str) -> Iterator[tuple[int, list[str]]]:
-    header = text.split("\n", 1)[0]
+def _rows(source: str, octets: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty with their lines, the header first."""
+    text = io.TextIOWrapper(io.BytesIO(octets), "utf-8-sig", newline="")
+    header = io.BytesIO(octets).readline().decode()
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -244,22 +322,25 @@ def _octets(path: Path) -> bytes:
 
 def parse_order(name: str, octets: bytes, model_of: Callable[[str], MeterModel]) -> ProductionOrder:
     """Read the octets of a production order, named for its faults by `name`."""
+    _refuse_encoding(name, octets)
     reader = _OrderReader(name, model_of)
-    rows = _rows(name, _text(name, octets))
-    first = next(rows, None)
-    meters: list[OrderedMeter] = []
-    if first is None:
-        reader.faults.append(Fault(name, 1, 0, "the order is empty"))
-    elif reader.header(first[1]):
-        meters = [meter for line, cells in rows if (meter := reader.row(line, cells)) is not None]
-        if not meters and not reader.faults:
-            reader.faults.append(Fault(name, 1, 0, "the order names no meter"))
-    if reader.faults:
-        count = len(reader.faults)
-        named = f", the first {MAX_FAULTS} of which are named" if count > MAX_FAULTS else ""
-        raise InputError(
-            f"order {name} has {count} fault(s){named}, nothing was provisioned",
-            sorted(reader.faults.kept),
-            "correct the cells named above and give the order again",
-        )
-    return ProductionOrder(name, hashlib.sha256(octets).digest(), tuple(meters))
+    count = _check(reader, _rows(name, octets))
+    reader.faults.refuse(name, "correct the cells named above and give the order again")
+    models = {known: model for known, model in reader.models.items() if model is not None}
+    return ProductionOrder(name, hashlib.sha256(octets).digest(), OrderedMeters(reader, octets, count), models)
+
+
+def _check(reader: _OrderReader, rows: Iterator[tuple[int, list[str]]]) -> int:
+    """Note every fault of an order, and give the number of its meters."""
+    header = next(rows, None)
+    if header is None:
+        reader.faults.note(reader.source, 1, 0, "the order is empty")
+    elif reader.header(header[1]):
+        first_lines, count = _FirstLines(), 0
+        for line, cells in rows:
+            reader.check(line, cells, first_lines)
+            count += 1
+        if not count:
+            reader.faults.note(reader.source, 1, 0, "the order names no meter")
+        return count
+    return 0

@@ -9,17 +9,18 @@ sets and the package's record; a crash between two goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 
 from hsmkm.config import load_model
-from hsmkm.errors import Fault, InputError, IntegrityError
+from hsmkm.errors import IntegrityError
 from hsmkm.meter_model import MeterModel
 from hsmkm.packages.bulk import join
-from hsmkm.packages.content import MAX_METERS, PackageHeader, Purpose
+from hsmkm.packages.content import PackageHeader, Purpose
 from hsmkm.packages.send import Signatory, close_bulk, open_bulk
 from hsmkm.pki.slots import curve_for
 from hsmkm.steps.births import Made, make_key_sets
@@ -30,6 +31,7 @@ from hsmkm.steps.first_package import check_recipient
 from hsmkm.steps.order import OrderedMeter, ProductionOrder, read_order
 from hsmkm.steps.party import Party
 from hsmkm.steps.results import Provisioned, Sent
+from hsmkm.steps.waiting import Waiting, chunks_of, waiting_of
 from hsmkm.store import holders, key_sets, meters, orders
 from hsmkm.store.key_set import KEY_OCTETS, KeyState
 from hsmkm.store.key_set_bulk import Form, identities_of, wrapped_of
@@ -81,12 +83,9 @@ def _provision(party: Party, order: ProductionOrder, line: str) -> Provisioned:
     known = provisioned(party, order)
     if known is not None:
         return known
-    with party.store.read() as tx:
-        waiting = waiting_of(party, tx, order)
+    waiting = waiting_of(party, order)
     check_recipient(party, line)
-    models = {name: load_model(name, party.home) for name in {item.model for item in waiting}}
-    sent = list(_packages(party, order, chunks_of(waiting, models), models, line))
-    return finish(party, order, [item.path for item in sent])
+    return finish(party, order, [sent.path for sent in _packages(party, waiting, line)])
 
 
 def provisioned(party: Party, order: ProductionOrder) -> Provisioned | None:
@@ -107,42 +106,6 @@ def finish(party: Party, order: ProductionOrder, files: Sequence[Path]) -> Provi
     return Provisioned(order_id, len(order.meters), tuple(files), already=False)
 
 
-def chunks_of(waiting: Sequence[OrderedMeter], models: Mapping[str, MeterModel]) -> list[list[OrderedMeter]]:
-    """Divide meters so that the key sets of each chunk fit into one package."""
-    chunks: list[list[OrderedMeter]] = []
-    room = 0
-    for item in waiting:
-        needed = len(models[item.model].associations)
-        if needed > room:
-            chunks.append([])
-            room = MAX_METERS
-        chunks[-1].append(item)
-        room -= needed
-    return chunks
-
-
-def waiting_of(party: Party, tx: Transaction, order: ProductionOrder) -> list[OrderedMeter]:
-    """Give the meters still to be made; InputError where one belongs to another order or maker."""
-    waiting, faults = [], []
-    own = party.settings.party.flags
-    present = meters.present(tx, [item.system_title.octets for item in order.meters])
-    for item in order.meters:
-        title = item.system_title.octets
-        known = meters.get(tx, title) if title in present else None
-        if item.system_title.flag not in own:
-            text = f"FLAG id {item.system_title.flag} is not one of this factory ({', '.join(own) or 'it has none'})"
-            faults.append(Fault(order.name, item.line, item.column, text))
-        elif known is None:
-            waiting.append(item)
-        elif known.order != order.digest.hex():
-            text = f"{item.system_title} was provisioned by another order"
-            faults.append(Fault(order.name, item.line, item.column, text))
-    if faults:
-        hint = "take these meters out of the order, or give it to the factory that makes them"
-        raise InputError(f"order {order.name} has {len(faults)} fault(s), nothing was provisioned", faults, hint)
-    return waiting
-
-
 def forms_of(model: MeterModel, suite: int, order: str) -> tuple[Form, ...]:
     """Give the form of a meter's first key sets, one for each association."""
     return tuple(_form(model.association(name), model.name, suite, order) for name in model.associations)
@@ -154,56 +117,40 @@ def _form(association: MeterModel, model: str, suite: int, order: str) -> Form:
     return Form(*association.place, FIRST_GENERATION, model, order, suite, KeyState.PRE_ACTIVE, tuple(keys))
 
 
-def _packages(
-    party: Party,
-    order: ProductionOrder,
-    chunks: Sequence[Sequence[OrderedMeter]],
-    models: Mapping[str, MeterModel],
-    line: str,
-) -> Iterator[Sent]:
+def _packages(party: Party, waiting: Waiting, line: str) -> Iterator[Sent]:
     """Make one package of each chunk; the workers are at the next one while this is recorded."""
-    opened: list[_Opened] = []
+    opened: deque[_Opened] = deque()
 
     def batches() -> Iterator[tuple[object, ...]]:
-        for number, chunk in enumerate(chunks):
-            package = _open(party, order, chunk, models, line, number)
+        for number, chunk in enumerate(chunks_of(waiting)):
+            package = _open(party, waiting.order, chunk, line, number)
             opened.append(package)
             for batch in package.batches:
                 yield package.lent, batch.forms, batch.pairs
 
-    with closing(party.hands.work(sum(map(len, chunks)), make_key_sets, batches())) as answers:
-        for number in range(len(chunks)):
-            first = next(answers)
-            package = opened[number]
+    with closing(party.hands.work(len(waiting), make_key_sets, batches())) as answers:
+        for first in answers:
+            package = opened.popleft()
             made = [first, *islice(answers, len(package.batches) - 1)]
-            yield _record(party, order, package, made)
+            yield _record(party, waiting.order, package, made)
 
 
-def _open(
-    party: Party,
-    order: ProductionOrder,
-    chunk: Sequence[OrderedMeter],
-    models: Mapping[str, MeterModel],
-    line: str,
-    number: int,
-) -> _Opened:
+def _open(party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter], line: str, number: int) -> _Opened:
     """Begin the package that comes so many packages after the last one recorded."""
     suites = {item.suite for item in chunk}
     curve = curve_for(suites)
     sender, receiver = signatory(party, curve), recipient(party, line, curve)
     header = header_for(party, Purpose.INJECTION, sender, receiver, after=number)
     lent, info = open_bulk(party.vault, trust_of(party), sender, receiver, header, suites)
-    return _Opened(header, sender, lent, info, batches_of(party, order, chunk, models))
+    return _Opened(header, sender, lent, info, batches_of(party, order, chunk))
 
 
-def batches_of(
-    party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter], models: Mapping[str, MeterModel]
-) -> list[Batch]:
+def batches_of(party: Party, order: ProductionOrder, chunk: Sequence[OrderedMeter]) -> list[Batch]:
     """Divide meters into what workers take up together."""
     order_id, size = order.digest.hex(), party.hands.shape.batch
     batches = []
     for (model, suite), group in groupby(sorted(chunk, key=_kind), key=_kind):
-        forms, alike = forms_of(models[model], suite, order_id), list(group)
+        forms, alike = forms_of(order.models[model], suite, order_id), list(group)
         batches += [Batch(forms, alike[start : start + size]) for start in range(0, len(alike), size)]
     return batches
 

@@ -10,15 +10,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 
 from sqlalchemy import func, select
 
 from hsmkm.errors import IntegrityError, RefusedError
+from hsmkm.store import pages
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as table
 from hsmkm.store.state import FIRST_HASH
-from hsmkm.store.store import StoredRow, Transaction, record_hash
+from hsmkm.store.store import Store, StoredRow, Transaction, record_hash
 
 PAGE = 100
 
@@ -71,6 +73,15 @@ def log(tx: Transaction, *, after: int = 0, limit: int = PAGE, subject: str | No
     if subject is not None:
         statement = statement.where(table.c.subject == subject)
     return [_record(row) for row in tx.all(statement)]
+
+
+def every(store: Store, *, after: int = 0, subject: str | None = None) -> Iterator[AuditRecord]:
+    """Read every record behind a sequence, as `log` and without holding them."""
+
+    def page(tx: Transaction, behind: int) -> list[AuditRecord]:
+        return log(tx, after=behind, limit=pages.PAGE, subject=subject)
+
+    return pages.every(store, page, after, attrgetter("sequence"))
 
 
 def of_action(tx: Transaction, action: str) -> list[AuditRecord]:

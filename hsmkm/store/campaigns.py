@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Select, func, select
 
 from hsmkm.errors import RefusedError
+from hsmkm.store import pages
 from hsmkm.store.campaign import (
     EDGES,
     LEFT,
@@ -31,7 +33,7 @@ from hsmkm.store.schema import campaign_counts as counts_table
 from hsmkm.store.schema import campaign_meters as meters_table
 from hsmkm.store.schema import campaign_slices as slices_table
 from hsmkm.store.schema import campaigns as table
-from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.store import Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
 OPEN, CLOSED = "open", "closed"
@@ -249,12 +251,23 @@ def set_pace(tx: Transaction, campaign: int, paced: datetime) -> None:
     tx.update(table, {"id": campaign}, {"paced": _milliseconds(paced)})
 
 
-def not_done(tx: Transaction, campaign: int) -> Iterator[CampaignMeter]:
-    """Read every meter that is not done, by title."""
+def not_done(
+    tx: Transaction, campaign: int, *, after: bytes = b"", limit: int | None = None
+) -> Iterator[CampaignMeter]:
+    """Read the meters that are not done, by title, beginning behind `after`."""
     c = meters_table.c
-    statement = select(meters_table).where(c.campaign == campaign, c.state != Standing.DONE.value)
-    for row in tx.stream(statement.order_by(c.system_title)):
+    chosen = c.campaign == campaign, c.state != Standing.DONE.value, c.system_title > after
+    for row in tx.stream(select(meters_table).where(*chosen).order_by(c.system_title).limit(limit)):
         yield _meter(row)
+
+
+def every_not_done(store: Store, campaign: int) -> Iterator[CampaignMeter]:
+    """Read the meters that are not done, by title, in pages."""
+
+    def page(tx: Transaction, behind: bytes) -> list[CampaignMeter]:
+        return list(not_done(tx, campaign, after=behind, limit=pages.PAGE))
+
+    return pages.every(store, page, b"", attrgetter("system_title"))
 
 
 def tally(tx: Transaction, campaign: int) -> Counts:

@@ -96,9 +96,18 @@ def add_sets(tx: Transaction, party: str, package_id: str, sets: Iterable[tuple[
     return tx.insert_rows(table, COLUMNS, rows)
 
 
-def for_key(tx: Transaction, identity: bytes) -> list[Holder]:
-    """List who was given a key; raises IntegrityError where what its meter's holders are was altered."""
-    return _read(tx, select(table).where(table.c.identity == identity).order_by(*table.primary_key.columns))
+def for_key(tx: Transaction, identity: bytes, *, after: bytes = b"", meters: int | None = None) -> list[Holder]:
+    """List who was given a key; raises IntegrityError where what its meter's holders are was altered.
+
+    Many meters may have one key; `meters` of them at most are listed, by title, beginning behind `after`.
+    """
+    its = table.c.identity == identity, table.c.system_title > after
+    statement = select(table).where(*its).order_by(*table.primary_key.columns)
+    if meters is not None:
+        titles = select(table.c.system_title).where(*its).distinct().order_by(table.c.system_title).limit(meters)
+        last = max(tx.connection.scalars(titles), default=b"")
+        statement = statement.where(table.c.system_title <= last)
+    return _read(tx, statement)
 
 
 def for_meter(tx: Transaction, system_title: bytes) -> list[Holder]:

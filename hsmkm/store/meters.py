@@ -8,25 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import select
 
 from hsmkm.errors import IntegrityError, RefusedError
-from hsmkm.store import models, orders, schema
+from hsmkm.store import models, orders, pages, schema
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.key_set import KEY_OCTETS, TITLE_OCTETS
 from hsmkm.store.meter import Meter
 from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import meters as table
-from hsmkm.store.store import StoredRow, Transaction, altered
+from hsmkm.store.store import Store, StoredRow, Transaction, altered
 from hsmkm.store.times import from_seconds, to_seconds
 
 __all__ = [
     "Meter",
     "add",
     "add_many",
+    "every",
     "faults",
     "find",
     "get",
@@ -126,6 +128,17 @@ def listing(
     if concentrator is not None:
         statement = statement.where(table.c.concentrator == concentrator)
     return list(_read_all(tx, tx.all(statement)))
+
+
+def every(
+    store: Store, *, after: bytes = b"", order: str | None = None, concentrator: str | None = None
+) -> Iterator[Meter]:
+    """Read every meter by title, as `listing` and without holding them."""
+
+    def page(tx: Transaction, behind: bytes) -> list[Meter]:
+        return listing(tx, after=behind, order=order, concentrator=concentrator)
+
+    return pages.every(store, page, after, attrgetter("system_title"))
 
 
 def update(tx: Transaction, meter: Meter) -> None:

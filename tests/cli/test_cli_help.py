@@ -71,7 +71,7 @@ def test_help_works_as_installed_and_without_a_home(tmp_path: Path) -> None:
         ("meter", "provision"),
         ("meter", "provision", "order.csv"),
         ("--output", "yaml", "config", "check"),
-        ("audit", "log", "--limit", "0"),
+        ("audit", "log", "--limit", "-1"),
         ("audit", "log", "--after", "first"),
         ("store", "check", "--colour"),
         ("package", "import", "one.p7m", "two.p7m"),

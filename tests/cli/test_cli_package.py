@@ -118,7 +118,10 @@ def test_an_order_is_provisioned_once_and_its_meters_belong_to_it(realm: Realm) 
     ("name", "arguments", "code"),
     [
         ("utility", ("meter", "list", "--after", "zz"), 1),
+        ("utility", ("meter", "list", "--order", "00" * 32), 1),
         ("utility", ("meter", "show", "999"), 1),
+        ("utility", ("key", "holders", "999"), 1),
+        ("utility", ("key", "holders", "00" * 16), 1),
         ("utility", ("meter", "read", "999", "1.0.1.8.0.999"), 1),
         ("utility", ("meter", "register"), 1),
         ("utility", ("renew", "--keys", "guek,colour", "1"), 1),

@@ -121,6 +121,9 @@ def test_the_audit_log_lists_and_verifies(realm: Realm) -> None:
     subjects = realm.rows("utility", "audit", "log", "--subject", "concentrator")
     assert [row["action"] for row in subjects] == ["party-add"]
     assert realm.rows("utility", "audit", "verify") == []
+    every = realm.rows("utility", "audit", "log", "--limit", "0")
+    assert [row["sequence"] for row in every] == list(range(1, len(every) + 1))
+    assert rows == every[1:4]
 
 
 def test_a_rewritten_audit_record_is_named(realm: Realm) -> None:

@@ -11,6 +11,7 @@ from hsmkm.config import load_model
 from hsmkm.errors import InputError
 from hsmkm.meter_model import MeterModel
 from hsmkm.steps.order import parse_order, read_order
+from tests.memory import peak_of, read_through
 
 HEADER = "system_title,serial,model,suite\n"
 GOOD = HEADER + "4D4D4D0000BC614E,12345678,virtual,0\n"
@@ -116,3 +117,28 @@ def test_the_model_is_asked_once_for_each_name() -> None:
 
     parse_order("o", (GOOD + "4D4D4D0000BC614F,,virtual,0\n").encode(), model_of)
     assert asked == ["virtual"]
+
+
+def test_a_title_that_stands_twice_is_found_however_far_apart_and_whatever_else_is_wrong() -> None:
+    rows = [f"{0x4D4D4D0000000000 + number * 7:016X},,virtual,0\n" for number in range(5000)]
+    assert faults(HEADER + rows[4711].replace("virtual", "nonesuch") + "".join(rows))[-1] == (
+        f"order.csv:4714:1: system_title: {rows[4711][:16]} stands on line 2 already"
+    )
+
+
+def test_the_meters_of_an_order_can_be_read_again_and_again() -> None:
+    meters = parse_order("o", (GOOD + "4D4D4D0000BC614F,,virtual,0\n").encode(), load_model).meters
+    assert [meter.line for meter in meters] == [meter.line for meter in meters] == [2, 3]
+
+
+def test_an_order_is_checked_and_read_in_some_octets_a_meter_beside_its_own() -> None:
+    small, large = (HEADER.encode() + b"".join(map(row_of, range(count))) for count in (2_000, 20_000))
+    checked = [peak_of(lambda: parse_order("o", octets, load_model)) for octets in (small, large)]  # noqa: B023 - called at once
+    assert (checked[1] - checked[0]) / 18_000 < 60
+    orders = [parse_order("o", octets, load_model) for octets in (small, large)]
+    read = [peak_of(lambda: read_through(order.meters)) for order in orders]  # noqa: B023 - called at once
+    assert (read[1] - read[0]) / 18_000 < 1
+
+
+def row_of(number: int) -> bytes:
+    return b"%016X,%d,virtual,0\n" % (0x4D4D4D0000000000 + number, number)

@@ -65,7 +65,7 @@ def test_each_association_is_provisioned_with_a_key_set_of_its_own(realm: Realm)
 
 
 def test_a_package_is_filled_by_key_sets_and_not_by_meters(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsmkm.steps.provision.MAX_METERS", 5)
+    monkeypatch.setattr("hsmkm.steps.waiting.MAX_METERS", 5)
     write_model(realm)
     order = realm.folder / "many.csv"
     order.write_text("flag,serial,model,suite\n" + "".join(f"MMM,{serial},{MODEL},0\n" for serial in range(1, 6)))

@@ -66,7 +66,7 @@ def in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_small_batches")
 def test_workers_make_what_the_party_would_make_itself(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsmkm.steps.provision.MAX_METERS", 5)
+    monkeypatch.setattr("hsmkm.steps.waiting.MAX_METERS", 5)
     with realm.open("factory") as party:
         done = provision(party, realm.order(*range(1, 13)), "line")
         with party.store.read() as tx:

@@ -112,7 +112,7 @@ def test_the_new_owner_replaces_all_that_the_former_one_knew(deal: Deal) -> None
         with party.store.read() as tx:
             (asked,) = urgent.waiting(tx)
             assert {role.value for role in asked.roles} == {"guek", "gak", "gbek", "master"}
-            assert {(item.party, item.role) for item in known_to(tx, ONE)} == {
+            assert {(item.party, item.role) for item in known_to(party.store, ONE)} == {
                 ("utility", role) for role in ("guek", "gak", "gbek", "master")
             }
             own = counters.current(tx, held.key(KeyRole.GUEK).identity, bytes.fromhex(NEWCOMER))
