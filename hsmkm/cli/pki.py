@@ -11,6 +11,7 @@ import typer
 from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
+from hsmkm.cli.streamed import show_streamed
 from hsmkm.errors import RefusedError
 from hsmkm.steps.results import Made
 
@@ -231,18 +232,17 @@ def list_certificates() -> None:
 
     They are our own, those issued, the parties' and the anchors.
     """
-    with party.open_listing(frame().home) as store, store.read() as tx:
-        found = certificates.listing(tx)
     columns = ("owner", "profile", "source", "state", "not_after", "serial")
-    rows = [
-        {
-            "owner": item.owner,
-            "profile": item.profile,
-            "source": item.source.value,
-            "state": item.state.value,
-            "not_after": item.not_after,
-            "serial": item.serial.hex().upper(),
-        }
-        for item in found
-    ]
-    show(rows, columns)
+    with party.open_listing(frame().home) as store:
+        rows = (
+            {
+                "owner": item.owner,
+                "profile": item.profile,
+                "source": item.source.value,
+                "state": item.state.value,
+                "not_after": item.not_after,
+                "serial": item.serial.hex().upper(),
+            }
+            for item in certificates.every(store)
+        )
+        show_streamed(rows, columns)

@@ -36,7 +36,7 @@ def due_certificates(tx: Transaction, now: datetime, days: int) -> Iterator[Due]
 
     One that was renewed is not named: a later one of the same owner, profile and curve took its place.
     """
-    for record in reversed(certificates.listing(tx)):
+    for record in certificates.by_end(tx):
         state = due_state(record.not_before, record.not_after, now, days)
         if state and record.state is CertificateState.VALID and not _renewed(tx, record):
             serial = record.serial.hex().upper()

@@ -6,18 +6,21 @@ number is unique for each issuer. When it is signed, the certificate is stored a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 
 from sqlalchemy import select
 
 from hsmkm.errors import RefusedError
+from hsmkm.store import pages
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.schema import certificates as table
 from hsmkm.store.schema import issuances, revocation_lists
-from hsmkm.store.store import StoredRow, Transaction
+from hsmkm.store.store import Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
 
@@ -102,6 +105,7 @@ ISSUANCE_COLUMNS = (
     "revoked",
     "reason",
 )
+PAGE = 100
 ROWS = AuthenticatedTable("hsmkm certificate/1", table, ("fingerprint",), COLUMNS)
 ISSUANCES = AuthenticatedTable("hsmkm issuance/1", issuances, ("issuer", "serial"), ISSUANCE_COLUMNS)
 LISTS = AuthenticatedTable(
@@ -140,6 +144,27 @@ def listing(
     if expires_before is not None:
         statement = statement.where(table.c.not_after < to_seconds(expires_before))
     return [_certificate(row) for row in ROWS.rows(tx, statement)]
+
+
+def every(store: Store) -> Iterator[CertificateRecord]:
+    """Read every certificate as `listing` orders them, in pages."""
+
+    def page(tx: Transaction, behind: tuple[datetime, bytes] | None) -> list[CertificateRecord]:
+        c = table.c
+        statement = select(table).order_by(c.not_after.desc(), c.fingerprint).limit(PAGE)
+        if behind is not None:
+            end, fingerprint = to_seconds(behind[0]), behind[1]
+            statement = statement.where(c.not_after <= end, (c.not_after < end) | (c.fingerprint > fingerprint))
+        return [_certificate(row) for row in ROWS.rows(tx, statement)]
+
+    return pages.every(store, page, None, attrgetter("not_after", "fingerprint"))
+
+
+def by_end(tx: Transaction) -> Iterator[CertificateRecord]:
+    """Read every certificate without holding them, the one that ends first before all others."""
+    for row in tx.stream(select(table).order_by(table.c.not_after, table.c.fingerprint.desc())):
+        ROWS.verify(tx, row)
+        yield _certificate(row)
 
 
 def set_state(tx: Transaction, fingerprint: bytes, state: CertificateState) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import islice
 
 import pytest
 
-from hsmkm.store import audit, holders, meters
+from hsmkm.store import audit, certificates, holders, meters
+from hsmkm.store.certificates import CertificateRecord, Source
 from hsmkm.store.holders import Holder
 from hsmkm.store.key_set import KeySetRef
 from hsmkm.store.store import Store
 from tests.database import alter
 from tests.memory import peak_of, read_through
-from tests.store.conftest import Factory
+from tests.store.conftest import NOW, Factory
 
 RECORDS = """
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {last})
@@ -69,6 +71,23 @@ def test_the_holders_of_a_key_of_many_meters_are_read_meter_by_meter(store: Stor
         assert [item.ref for item in first] == [refs[0], refs[0], refs[1], refs[1]]
         assert [item.ref for item in second] == [refs[2], refs[2], refs[3], refs[3]]
         assert len(holders.for_key(tx, shared)) == 10
+
+
+def test_certificates_are_read_by_the_end_of_their_validity_many_of_which_are_the_same(store: Store) -> None:
+    with store.begin("pki-issue", "x", {}) as tx:
+        for number in range(350):
+            certificates.add(tx, certificate(number))
+    with store.read() as tx:
+        listed = certificates.listing(tx)
+        assert list(certificates.every(store)) == listed
+        assert list(certificates.by_end(tx)) == listed[::-1]
+    assert len({item.fingerprint for item in listed}) == 350
+
+
+def certificate(number: int) -> CertificateRecord:
+    octets = number.to_bytes(32, "big")
+    end = NOW + timedelta(days=90 if number < 10 else number % 2)
+    return CertificateRecord(octets, b"der", "tls", "CN=x", "CN=y", octets, NOW, end, "x", Source.ISSUED)
 
 
 def test_a_listing_takes_no_more_memory_of_ten_times_the_rows(
