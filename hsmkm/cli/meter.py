@@ -307,7 +307,7 @@ def _list_in_doubt(home: Path, limit: int) -> None:
     """Show what waits for `resolve`, the oldest first."""
     per_day = load_settings(home).policy.attempts_per_day
     with party.open_listing(home) as store, store.read() as tx:
-        found = doubt.in_doubt(tx, per_day, party.utc_now())[: limit or None]
+        found = doubt.in_doubt(tx, per_day, party.utc_now(), limit or None)
         models = {item.meter: meters.find(tx, item.meter).model for item in found}
     columns = ("meter", "association", "state", "stage", "since", "attempts", "tried", "answer", "hint")
     rows: list[dict[str, object]] = []

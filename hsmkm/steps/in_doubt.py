@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from hsmkm.steps.agree import may_be_locked
 from hsmkm.steps.attempts import DAY
 from hsmkm.steps.distribute import NOWHERE, owed_activations, owed_at
 from hsmkm.store import audit, renewals
+from hsmkm.store.audit import AuditRecord
 from hsmkm.store.intents import Intent
 from hsmkm.store.renewals import Renewal, RenewalState
 from hsmkm.store.store import Transaction
@@ -37,34 +39,48 @@ class Doubt:
     hint: str
 
 
-def in_doubt(tx: Transaction, attempts_per_day: int, now: datetime) -> list[Doubt]:
-    """List what did not end, the oldest first; `attempts_per_day` is the policy's."""
-    found = [_of_renewal(tx, item, attempts_per_day, now) for item in renewals.unfinished(tx)]
-    found += [_of_activation(item) for item in owed_activations(tx)]
-    return sorted(found, key=lambda item: item.since)
+def in_doubt(tx: Transaction, attempts_per_day: int, now: datetime, limit: int | None = None) -> list[Doubt]:
+    """List what did not end, the oldest first, and at most so many; `attempts_per_day` is the policy's."""
+    open_ones: list[Renewal | Intent] = [*renewals.unfinished(tx), *owed_activations(tx)]
+    found = sorted(open_ones, key=_since)[:limit]
+    answers = audit.newest_of(tx, ANSWERS, sorted({_title(item) for item in found}))
+    return [
+        _of_activation(item) if isinstance(item, Intent) else _of_renewal(tx, item, attempts_per_day, now, answers)
+        for item in found
+    ]
+
+
+def _since(item: Renewal | Intent) -> datetime:
+    return item.opened if isinstance(item, Intent) else item.created
+
+
+def _title(item: Renewal | Intent) -> str:
+    return item.system_title.hex().upper()
 
 
 def _of_activation(intent: Intent) -> Doubt:
-    title = intent.system_title.hex().upper()
+    title = _title(intent)
     place = owed_at(intent, NOWHERE)
     hint = f"hsmkm resolve {title}, once its concentrator can be reached"
     known = None if place == NOWHERE else place
     return Doubt(title, known, "concentrator not told", "activation", intent.opened, 0, "", "", hint)
 
 
-def _of_renewal(tx: Transaction, renewal: Renewal, limit: int, now: datetime) -> Doubt:
-    title = renewal.system_title.hex().upper()
+def _of_renewal(
+    tx: Transaction, renewal: Renewal, limit: int, now: datetime, answers: Mapping[str, AuditRecord]
+) -> Doubt:
+    title = _title(renewal)
     counts = Counter(str(note["try"]) for note in renewal.tried)
     tried = "; ".join(f"{what} ({count}x)" for what, count in counts.items())
     hint = _hint(tx, renewal, limit, now)
-    answer = _last_answer(tx, title)
+    answer = str(answers[title].detail.get("reason", "")) if title in answers else ""
     return Doubt(
         title, renewal.place, renewal.state, renewal.stage, renewal.created, renewal.attempts, tried, answer, hint
     )
 
 
 def _hint(tx: Transaction, renewal: Renewal, limit: int, now: datetime) -> str:
-    title = renewal.system_title.hex().upper()
+    title = _title(renewal)
     of_meter = [note for item in renewals.listing(tx, renewal.system_title) for note in item.tried]
     recent = sorted(at for note in of_meter if (at := datetime.fromisoformat(str(note["at"]))) >= now - DAY)
     if len(recent) >= limit:
@@ -76,12 +92,3 @@ def _hint(tx: Transaction, renewal: Renewal, limit: int, now: datetime) -> str:
     if may_be_locked(renewal):
         return f"hsmkm resolve {title}, which takes the way back if need be"
     return f"hsmkm resolve {title}"
-
-
-def _last_answer(tx: Transaction, title: str) -> str:
-    """Give the reason in the newest audit record of a meter that has one."""
-    newest = max((item.last_sequence for name in ANSWERS for item in audit.tally(tx, name, subject=title)), default=0)
-    if not newest:
-        return ""
-    (record,) = audit.log(tx, after=newest - 1, limit=1, subject=title)
-    return str(record.detail.get("reason", ""))

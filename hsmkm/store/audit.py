@@ -7,7 +7,7 @@ shows that, which an anchor outside the database holds, and checkpoints do, sign
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -87,6 +87,16 @@ def every(store: Store, *, after: int = 0, subject: str | None = None) -> Iterat
 def of_action(tx: Transaction, action: str) -> list[AuditRecord]:
     """List all records of one action, oldest first."""
     return [_record(row) for row in tx.all(select(table).where(table.c.action == action).order_by(table.c.sequence))]
+
+
+def newest_of(tx: Transaction, actions: Sequence[str], subjects: Sequence[str]) -> dict[str, AuditRecord]:
+    """Find the newest record of some actions for each of many subjects, those that have one."""
+    found: dict[str, AuditRecord] = {}
+    for start in range(0, len(subjects), pages.PAGE):
+        wanted = table.c.action.in_(actions), table.c.subject.in_(subjects[start : start + pages.PAGE])
+        newest = select(func.max(table.c.sequence)).where(*wanted).group_by(table.c.subject)
+        found |= {row["subject"]: _record(row) for row in tx.all(select(table).where(table.c.sequence.in_(newest)))}
+    return found
 
 
 def tally(

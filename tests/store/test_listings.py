@@ -59,6 +59,15 @@ def test_records_behind_a_sequence_are_read_in_pages(store: Store, listing: Stor
     assert [item.detail["number"] for item in islice(audit.every(listing, after=2), 2)] == [2, 3]
 
 
+def test_the_newest_records_of_some_actions_are_found_for_many_subjects(store: Store, listing: Store) -> None:
+    for action, subject in (("look", "x"), ("look", "y"), ("see", "x"), ("hear", "x"), ("hear", "z")):
+        with store.begin(action, subject, {}):
+            pass
+    with listing.read() as tx:
+        found = audit.newest_of(tx, ["look", "see"], ["x", "y", "z"])
+    assert {name: record.action for name, record in found.items()} == {"x": "see", "y": "look"}
+
+
 def test_the_holders_of_a_key_of_many_meters_are_read_meter_by_meter(store: Store) -> None:
     shared = bytes(16)
     refs = [KeySetRef(b"UTI" + number.to_bytes(5, "big"), 0, 1, 1) for number in range(5)]
