@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 
-from hsmkm.campaign.create import UNFIT_HINT
+from hsmkm.campaign.create import UNFIT_HINT, in_pages
 from hsmkm.campaign.eligible import WORKER, kind_of
 from hsmkm.campaign.fitness import Faults, Fitness
 from hsmkm.campaign.terms import Terms
@@ -45,9 +44,10 @@ def start(party: Party, name: str, approval: str = "") -> Status:
         hint = f"hsmkm campaign resume {name}" if campaign.state in _RESUMABLE else f"hsmkm campaign report {name}"
         raise RefusedError(f"campaign {name} is {campaign.state}", hint=hint)
     terms = Terms.of(campaign.settings)
-    with party.store.begin(START, name, kind_of(party)) as tx:
-        if not campaign.settings.get("leave_out"):
+    if not campaign.settings.get("leave_out"):
+        with party.store.read() as tx:
             _refuse_unfit(tx, party, campaign, terms)
+    with party.store.begin(START, name, kind_of(party)) as tx:
         request = {**terms.settings(), "count": sum(campaigns.counts(tx, campaign.id).values())}
         require_approval(tx, party, START, name, request, approval or None)
         started = _run(tx, party, campaign)
@@ -97,7 +97,7 @@ def status(tx: Transaction, campaign: Campaign) -> Status:
 def _refuse_unfit(tx: Transaction, party: Party, campaign: Campaign, terms: Terms) -> None:
     """Raise InputError, with the faults of all meters, where some cannot be worked on any more."""
     faults, fitness = Faults(), Fitness(party.home, terms.association)
-    for titles in _pages(_waiting(tx, campaign)):
+    for titles in in_pages(_waiting(tx, campaign)):
         found = fleet.of_titles(tx, titles)
         for title in titles:
             candidate = found.get(title)
@@ -111,8 +111,3 @@ def _waiting(tx: Transaction, campaign: Campaign) -> Iterator[bytes]:
     for meter in campaigns.not_done(tx, campaign.id):
         if meter.state is Standing.WAITING:
             yield meter.system_title
-
-
-def _pages(titles: Iterator[bytes]) -> Iterator[list[bytes]]:
-    while page := list(islice(titles, fleet.PAGE)):
-        yield page

@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import re
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 from hsmkm.dlms.types import SystemTitle
 from hsmkm.errors import Fault, InputError
 from hsmkm.meter_model import FLAG_ID, MeterModel
+from hsmkm.steps.first_lines import FirstLines
 
 COLUMNS = ("system_title", "flag", "serial", "model", "suite")
 MAX_ORDER_OCTETS = 64 * 1024 * 1024
@@ -104,44 +104,6 @@ class Faults:
             raise InputError(text, sorted(self._kept), hint)
 
 
-class _FirstLines:
-    """The line on which each system title stood first: an open hash table of 12 octets a slot, at most 2/3 full.
-
-    A dictionary takes 200 octets a meter. The hash is Python's of octets, whose key nobody knows outside the process.
-    """
-
-    def __init__(self, slots: int = 1024) -> None:
-        self._titles = array("Q", bytes(8)) * slots
-        self._lines = array("I", bytes(4)) * slots
-        self._room = slots * 2 // 3
-
-    def note(self, title: bytes, line: int) -> int:
-        """Note that a title (8 octets, not all 0) stands on a line, and give the line where it stood first."""
-        slot = self._slot(title)
-        if not self._lines[slot]:
-            if not self._room:
-                self._grow()
-                slot = self._slot(title)
-            self._titles[slot], self._lines[slot] = int.from_bytes(title, "big"), line
-            self._room -= 1
-        return self._lines[slot]
-
-    def _slot(self, title: bytes) -> int:
-        """Find where a title is, or the free slot where it may be put."""
-        number, last = int.from_bytes(title, "big"), len(self._titles) - 1
-        slot = hash(title) & last
-        while self._lines[slot] and self._titles[slot] != number:
-            slot = (slot + 1) & last
-        return slot
-
-    def _grow(self) -> None:
-        larger = _FirstLines(2 * len(self._titles))
-        for number, line in zip(self._titles, self._lines, strict=True):
-            if line:
-                larger.note(number.to_bytes(8, "big"), line)
-        self._titles, self._lines, self._room = larger._titles, larger._lines, larger._room
-
-
 class _OrderReader:
     def __init__(self, source: str, model_of: Callable[[str], MeterModel]) -> None:
         self.source = source
@@ -170,7 +132,7 @@ class _OrderReader:
             self.faults.note(self.source, 1, 0, "the header must name system_title, or flag and serial")
         return len(self.faults) == before
 
-    def check(self, line: int, cells: list[str], first_lines: _FirstLines) -> None:
+    def check(self, line: int, cells: list[str], first_lines: FirstLines) -> None:
         """Note every fault of a row."""
         if len(cells) != len(self.columns):
             self.faults.note(self.source, line, 0, f"{len(cells)} cells where {len(self.columns)} are named")
@@ -336,7 +298,7 @@ def _check(reader: _OrderReader, rows: Iterator[tuple[int, list[str]]]) -> int:
     if header is None:
         reader.faults.note(reader.source, 1, 0, "the order is empty")
     elif reader.header(header[1]):
-        first_lines, count = _FirstLines(), 0
+        first_lines, count = FirstLines(), 0
         for line, cells in rows:
             reader.check(line, cells, first_lines)
             count += 1

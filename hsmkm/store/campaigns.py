@@ -47,8 +47,7 @@ class SliceLostError(RefusedError):
 
 def create(tx: Transaction, name: str, kind: str, settings: dict[str, object]) -> int:
     """Add a campaign without meters and give its id; raises RefusedError where the name is taken."""
-    if tx.one(select(table.c.id).where(table.c.name == name)) is not None:
-        raise RefusedError(f"there is a campaign {name} already", hint="see: hsmkm campaign list")
+    refuse_known(tx, name)
     now = to_seconds(tx.now)
     values: dict[str, Value] = {
         "name": name,
@@ -66,6 +65,12 @@ def create(tx: Transaction, name: str, kind: str, settings: dict[str, object]) -
     for state in Standing:
         tx.insert(counts_table, {"campaign": campaign, "state": state.value, "meters": 0})
     return campaign
+
+
+def refuse_known(tx: Transaction, name: str) -> None:
+    """Raise RefusedError where a campaign has this name."""
+    if tx.one(select(table.c.id).where(table.c.name == name)) is not None:
+        raise RefusedError(f"there is a campaign {name} already", hint="see: hsmkm campaign list")
 
 
 def add_meters(tx: Transaction, campaign: int, meters: Sequence[tuple[bytes, int, str]]) -> int:
@@ -86,13 +91,6 @@ def add_meters(tx: Transaction, campaign: int, meters: Sequence[tuple[bytes, int
 def _new_row(campaign: int, now: int, title: bytes, above: int, skip: str) -> tuple[Any, ...]:
     state = Standing.SKIPPED if skip else Standing.WAITING
     return (campaign, title, state.value, 0, 0, above, None, skip or None, now)
-
-
-def members(tx: Transaction, campaign: int, titles: Sequence[bytes]) -> set[bytes]:
-    """Tell which of these meters are in a campaign."""
-    c = meters_table.c
-    statement = select(c.system_title).where(c.campaign == campaign, c.system_title.in_(titles))
-    return {row["system_title"] for row in tx.all(statement)}
 
 
 def find(tx: Transaction, name: str) -> Campaign:
