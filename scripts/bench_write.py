@@ -9,7 +9,6 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "performance.md"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 PLOTS = {
     "provision": ("performance-workers.svg", "meters a second, by worker processes", "rate"),
     "network": ("performance-sessions.svg", "meters a second behind 1 ms a call, by sessions", "rate"),
@@ -22,21 +21,27 @@ TICKS = 4
 
 def write(document: dict[str, Any]) -> None:
     """Replace the results in the page, and the plots of the groups that have one."""
-    parts = [_about(document), _table(document["lines"])]
+    parts = [about(document), _table(document["lines"])]
     for group, (name, title, what) in PLOTS.items():
         lines = sorted((line for line in document["lines"] if line["group"] == group), key=lambda line: line["at"])
         if len(lines) > 1:
             (DOCS / name).write_text(_plot(lines, title, lines[0]["axis"], what), encoding="utf-8")
             parts.append(f"![{title}]({name})")
-    text = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    put("bench", parts)
+
+
+def put(name: str, parts: Sequence[str]) -> None:
+    """Replace what stands in the page between the marks of this name; LookupError where there are none."""
+    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise LookupError(f"{PAGE} has no {BEGIN} and {END}")
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after, encoding="utf-8")
+        raise LookupError(f"{PAGE} has no {opening} and {closing}")
+    PAGE.write_text(before + begin + "\n\n" + "\n\n".join(parts) + "\n\n" + end + after, encoding="utf-8")
 
 
-def _about(document: dict[str, Any]) -> str:
+def about(document: dict[str, Any]) -> str:
+    """Say where and when a document's figures were measured."""
     machine = document["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
     text = f"Measured on {machine['date']}: {where}. Load when it began: {machine['load']}."

@@ -28,6 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fleet_files import write_fleet
+
 from hsmkm.steps import deliver
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
@@ -109,14 +111,7 @@ class Lab:
         with self.realm.open("factory") as party:
             provision(party, self.realm.order(*range(1, self.plan.meters + 1)), "line")
             keys = self._delivered(party, opener)
-        initial = {name: value.hex() for name, value in self.realm.initial_keys().items()}
-        state = {"system_title": self.titles[0], "suite": 0, "keys": initial}
-        _write(self._folder / "first.json", json.dumps(state))
-        lines = (
-            json.dumps([title, 0, 0, "", {"keys": {role: value.hex() for role, value in keys[title].items()}}]) + "\n"
-            for title in self.titles
-        )
-        _write(self._folder / "states", "".join(lines))
+        write_fleet(self._folder, self.titles, self.realm.initial_keys(), keys)
 
     def _delivered(self, party: Party, opener: PackageOpener) -> dict[str, Keys]:
         """Give the keys that the store calls in force, as a package that it makes has them."""
@@ -281,11 +276,6 @@ def _held(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
 def _parts(titles: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for begin in range(0, len(titles), IN_ONE_PACKAGE):
         yield tuple(titles[begin : begin + IN_ONE_PACKAGE])
-
-
-def _write(path: Path, text: str) -> None:
-    path.touch(0o600)
-    path.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -30,6 +30,10 @@ ROOM = 4 << 30
 
 
 CHOICE = "HSMKM_TEST_STORE"
+PLACE = "HSMKM_TEST_CLUSTER"
+"""A folder for the server of whoever wants its databases to stay: made there once, and started again each time."""
+
+TO_STAY = ("shared_buffers=256MB", "max_wal_size=2GB", "autovacuum=on")
 
 
 def chosen() -> bool:
@@ -83,7 +87,7 @@ def restart() -> None:
     """End this process's server, whoever uses it, and begin it again."""
     cluster, life = _shared()
     life.close()
-    life.enter_context(server(cluster))
+    life.enter_context(server(cluster, *_more()))
 
 
 @cache
@@ -92,9 +96,14 @@ def _shared() -> tuple[Cluster, ExitStack]:
     folder, life = ExitStack(), ExitStack()
     atexit.register(folder.close)
     atexit.register(life.close)
-    cluster = folder.enter_context(made())
-    life.enter_context(server(cluster))
+    place = os.environ.get(PLACE)
+    cluster = staying(Path(place)) if place else folder.enter_context(made())
+    life.enter_context(server(cluster, *_more()))
     return cluster, life
+
+
+def _more() -> tuple[str, ...]:
+    return TO_STAY if os.environ.get(PLACE) else ()
 
 
 def binaries() -> Path | None:
@@ -114,21 +123,39 @@ def running(*settings: str) -> Iterator[Cluster]:
 @contextmanager
 def made() -> Iterator[Cluster]:
     """Make the folder of a server that does not run yet."""
+    folder = Path(tempfile.mkdtemp(prefix="hsmkm-pg-", dir=_place()))
+    try:
+        yield _filled(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def staying(folder: Path) -> Cluster:
+    """Give the server of a folder, which is made if it is not there and stays."""
+    if (folder / "whole").exists():
+        return Cluster(folder, _installed())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    cluster = _filled(folder)
+    (folder / "whole").touch()
+    return cluster
+
+
+def _filled(folder: Path) -> Cluster:
+    """Make the files of a server in an empty folder."""
+    cluster, owner = Cluster(folder, _installed()), _owner()
+    if owner:
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+    options = ("-U", cluster.user, "-A", "trust", "-E", "UTF8", "--no-sync")
+    _call(owner, cluster.binaries / "initdb", "-D", folder / "data", *options)
+    return cluster
+
+
+def _installed() -> Path:
     place = binaries()
     if place is None:
         pytest.skip("PostgreSQL is not installed: scripts/setup says how to")
-    folder = Path(tempfile.mkdtemp(prefix="hsmkm-pg-", dir=_place()))
-    try:
-        cluster = Cluster(folder, place)
-        owner = _owner()
-        if owner:
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-        _call(
-            owner, place / "initdb", "-D", folder / "data", "-U", cluster.user, "-A", "trust", "-E", "UTF8", "--no-sync"
-        )
-        yield cluster
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return place
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +18,14 @@ from hsmkm.cli.renew import read_lines
 from hsmkm.cli.streamed import show_streamed
 from hsmkm.config import SYSTEM_TITLE, load_model, load_settings
 from hsmkm.dlms.types import AttributeRef
-from hsmkm.errors import Fault, InputError, PartlyDoneError
-from hsmkm.steps.results import Enrolled, Outcome, Reading, Wanted
+from hsmkm.errors import HsmkmError, InputError, PartlyDoneError
+from hsmkm.steps.places import read_places
+from hsmkm.steps.results import Enrolled, Outcome, Reading, Told, Wanted
 
 if TYPE_CHECKING:
     from hsmkm.steps import agree, client_reading, communicate, line_records, party, suspicions, third_party, way_back
     from hsmkm.steps import enrol as enrol_step
+    from hsmkm.steps import in_advance as advance_step
     from hsmkm.steps import in_doubt as doubt
     from hsmkm.steps import inject as inject_step
     from hsmkm.steps import permit as permit_step
@@ -39,6 +41,7 @@ else:
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
     )
     doubt, line_records, renewal = deferred("hsmkm.steps", "in_doubt", "line_records", "renew_certificates")
+    (advance_step,) = deferred("hsmkm.steps", "in_advance")
     enrol_step, inject_step, permit_step, provision_step, register_step, renew_step = deferred(
         "hsmkm.steps", "enrol", "inject", "permit", "provision", "register", "renew"
     )
@@ -102,26 +105,58 @@ def register(
     file: Annotated[Path | None, typer.Option("--list", help="File of lines METER,HOST:PORT.")] = None,
     concentrator: Annotated[str, typer.Option(help="Party name of the concentrator.")] = "",
     wait: Annotated[int, typer.Option(help="Seconds to wait for each of the concentrator's receipts.")] = 60,
+    *,
+    in_advance: Annotated[
+        bool, typer.Option("--in-advance", help="Of a list of any length: speak with no meter yet, and renew nothing.")
+    ] = False,
 ) -> None:
     """Give meters to their concentrator and renew them.
 
-    They are spoken to through it, and it is given the renewed global keys.
+    They are spoken to through it, and it is given the renewed global keys. In advance, before meters are mounted, their
+    concentrator is told of them only; the command without that finishes them.
     """
-    places = [(meter, address)] if meter else _places(file)
+    if in_advance:
+        if meter:
+            raise InputError("only a list is registered in advance", hint="give --list FILE in place of METER")
+        _register_in_advance(_listed(file), concentrator, wait)
+        return
+    named = [(meter, address)] if meter else _places(file)
     with party_worker() as worker:
-        outcomes = worker.call(register_step.register, places, concentrator, wait)
+        outcomes = worker.call(register_step.register, named, concentrator, wait)
     show_outcomes(outcomes)
 
 
+def _register_in_advance(file: Path, concentrator: str, wait: int) -> None:
+    """Show each package with its receipt, and each meter that is left as it was, as they come."""
+    first: list[HsmkmError] = []
+
+    def rows(found: Iterable[Told | Outcome]) -> Iterator[dict[str, object]]:
+        for item in found:
+            if item.error is not None and not first:
+                first.append(item.error)
+            detail = item.error.message if item.error else ""
+            if isinstance(item, Outcome):
+                yield {"meters": item.system_title, "state": item.state, "detail": detail}
+            else:
+                yield {"meters": item.sent.meters, "package": item.sent.id, "state": item.state, "detail": detail}
+
+    with party_worker() as worker:
+        show_streamed(
+            rows(worker.stream(advance_step.register_in_advance, file.resolve(), concentrator, wait)),
+            ("meters", "package", "state", "detail"),
+        )
+    if first:
+        raise PartlyDoneError(f"not all is done: {first[0].message}", hint=first[0].hint or "see the detail of each")
+
+
 def _places(file: Path | None) -> list[tuple[str, str]]:
+    return list(read_places(_listed(file)))
+
+
+def _listed(file: Path | None) -> Path:
     if file is None:
         raise InputError("no meter is named", hint="give a meter and --address, or --list FILE")
-    lines = [(number, line) for number, line in enumerate(read_lines(file), 1) if line.strip()]
-    wrong = [number for number, line in lines if line.count(",") != 1]
-    if wrong:
-        faults = [Fault(str(file), number, 0, "must be METER,HOST:PORT") for number in wrong]
-        raise InputError(f"{file} has {len(wrong)} fault(s)", faults, "nothing was done")
-    return [(name.strip(), place.strip()) for name, _, place in (line.partition(",") for _, line in lines)]
+    return file
 
 
 @app.command()

@@ -26,6 +26,7 @@ from hsmkm.steps.tell import tell
 from hsmkm.store import in_force, key_sets, key_states, meters, parties
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
+from hsmkm.store.parties import Party as Registered
 
 
 def register(party: Party, places: Sequence[tuple[str, str]], concentrator: str, wait: int) -> list[Outcome]:
@@ -113,15 +114,20 @@ def _is_compromised(party: Party, key_set: KeySet) -> bool:
         return key_states.state(tx, key_set.ref) is KeyState.COMPROMISED
 
 
-def _behind(party: Party, meter: Meter, concentrator: str, address: str) -> Meter:
-    split_address(address, f"meter {meter.title}")
+def concentrator_of(party: Party, name: str) -> Registered:
+    """Give a registered concentrator; RefusedError where that party is none that meters can be behind."""
     with party.store.read() as tx:
-        through = parties.require(tx, concentrator)
+        through = parties.require(tx, name)
     if through.role != "concentrator" or not through.address:
         raise RefusedError(
-            f"party {concentrator} is no concentrator with an address",
-            hint="hsmkm party add --role concentrator --address",
+            f"party {name} is no concentrator with an address", hint="hsmkm party add --role concentrator --address"
         )
+    return through
+
+
+def _behind(party: Party, meter: Meter, concentrator: str, address: str) -> Meter:
+    split_address(address, f"meter {meter.title}")
+    concentrator_of(party, concentrator)
     moved = replace(meter, concentrator=concentrator, address=address)
     if moved != meter:
         detail = {"concentrator": concentrator, "address": address}

@@ -77,6 +77,15 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """A package that tells of meters: accepted, or without its receipt, refused or waiting, and then with the error."""
+
+    sent: Sent
+    state: str
+    error: HsmkmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
     """A package that is in our store, with its receipt."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,18 @@ class AuthenticatedTable:
         sealed = self._sealed(tx, values, revision + 1)
         if tx.replace(self.table, dict(row), (*self.key, "revision"), sealed) != 1:
             raise RefusedError(f"{self.name(row)} was changed by another at the same time")
+
+    def replace_many(self, tx: Transaction, rows: Iterable[tuple[StoredRow, Mapping[str, Value]]]) -> None:
+        """Change rows that were fetched in this transaction, each as `replace` does, by one statement for all."""
+        changed = []
+        for row, changes in rows:
+            sealed = self._sealed(
+                tx, {name: row[name] for name in self.columns} | dict(changes), (row["revision"] or 0) + 1
+            )
+            cells = (*self.key, *changes, "revision", "mac_key", "mac")
+            changed.append((row["mac"], {name: sealed[name] for name in cells}))
+        if changed:
+            tx.update_macs(self.table, self.key, changed)
 
     def fetch(self, tx: Transaction, **key: Value) -> StoredRow | None:
         """Read one row and verify it; raises IntegrityError if its MAC does not fit."""

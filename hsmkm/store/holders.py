@@ -21,6 +21,7 @@ from sqlalchemy import Select, select
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import encode, item
 from hsmkm.store.key_set import IDENTITY_OCTETS, TITLE_OCTETS, KeySetRef
+from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import holder_lists
 from hsmkm.store.schema import holders as table
 from hsmkm.store.store import StoredRow, Transaction, altered
@@ -116,6 +117,18 @@ def for_meter(tx: Transaction, system_title: bytes) -> list[Holder]:
     return _read(tx, _of_meter(system_title).order_by(*columns, table.c.identity))
 
 
+def for_meters(tx: Transaction, titles: Sequence[bytes]) -> list[Holder]:
+    """List who was given the keys of many meters; raises IntegrityError as `for_key`."""
+    rows = list(rows_of(tx, select(table), table, titles))
+    if tx.authenticator is not None:
+        packages: defaultdict[tuple[str, bytes], list[StoredRow]] = defaultdict(list)
+        for row in rows:
+            packages[row["package_id"], row["system_title"]].append(row)
+        for (package_id, title), its in packages.items():
+            _refuse_other(tx, package_id, title, its)
+    return [_holder(row) for row in rows]
+
+
 def of_package(tx: Transaction, package_id: str) -> list[Holder]:
     """List what a package gave, by meter; raises IntegrityError where anything of it was altered, added or is gone."""
     found = LISTS.fetch(tx, package_id=package_id)
@@ -167,12 +180,16 @@ def _read(tx: Transaction, statement: Select[Any]) -> list[Holder]:
     rows = tx.all(statement)
     if tx.authenticator is not None:
         for package_id, group in groupby(sorted(rows, key=itemgetter("package_id")), key=itemgetter("package_id")):
-            said = _said(tx, package_id)
             for title in {row["system_title"] for row in group}:
                 its = tx.all(_of_meter(title).where(table.c.package_id == package_id))
-                if _entry(said, title) != _entries(its):
-                    raise altered(_name(package_id, title))
+                _refuse_other(tx, package_id, title, its)
     return [_holder(row) for row in rows]
+
+
+def _refuse_other(tx: Transaction, package_id: str, title: bytes, its: Iterable[StoredRow]) -> None:
+    """Raise IntegrityError unless these rows are all that the list of their package says of the meter."""
+    if _entry(_said(tx, package_id), title) != _entries(its):
+        raise altered(_name(package_id, title))
 
 
 def _said(tx: Transaction, package_id: str) -> bytes:

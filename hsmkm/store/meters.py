@@ -39,6 +39,7 @@ __all__ = [
     "require",
     "rows",
     "update",
+    "update_many",
 ]
 
 IDENTITY = ("system_title", "serial", "model", "suite", "order")
@@ -153,6 +154,18 @@ def update(tx: Transaction, meter: Meter) -> None:
     ROWS.replace(tx, row, {name: values[name] for name in MUTABLE})
 
 
+def update_many(tx: Transaction, changed: Sequence[Meter]) -> None:
+    """Change what may change of many meters, each of which is named once; raises as `update`."""
+    wanted = {meter.system_title: meter for meter in changed}
+    found = list(rows_of(tx, select(table), table, sorted(wanted)))
+    for missing in sorted(wanted.keys() - {row["system_title"] for row in found}):
+        raise RefusedError(f"there is no meter {missing.hex().upper()}")
+    for before in _read_all(tx, found):
+        if wanted[before.system_title].identity != before.identity:
+            raise RefusedError(f"the serial number, model, suite and order of meter {before.title} never change")
+    ROWS.replace_many(tx, [(row, _changeable(wanted[row["system_title"]])) for row in found])
+
+
 def rows(tx: Transaction) -> Iterator[StoredRow]:
     """Read every row as it is stored, by title."""
     return tx.stream(ROWS.everything())
@@ -213,11 +226,13 @@ def _values(tx: Transaction, meter: Meter) -> dict[str, Value]:
         "model": models.intern(tx, meter.model),
         "suite": meter.suite,
         "order": orders.number(tx, meter.order),
-        "address": meter.address,
-        "concentrator": meter.concentrator,
-        "registered": to_seconds(meter.registered),
-        "state": meter.state,
+        **_changeable(meter),
     }
+
+
+def _changeable(meter: Meter) -> dict[str, Value]:
+    registered = to_seconds(meter.registered)
+    return dict(zip(MUTABLE, (meter.address, meter.concentrator, registered, meter.state), strict=True))
 
 
 def _check(meter: Meter) -> None:

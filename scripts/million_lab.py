@@ -1,0 +1,171 @@
+"""What scripts/million works with: a folder with the parties, the journal of what is done, and how large all is.
+
+Everything lies in the folder, so that a run which ended early goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_lab import children_of
+from fleet_files import write_fleet
+from million_work import process
+
+from hsmkm.steps import deliver
+from hsmkm.steps.party import Party, open_party
+from hsmkm.token.workers import Worker
+from tests import postgresql
+from tests.interop.package_opener import NAME as OPENER
+from tests.interop.package_opener import PackageOpener
+from tests.realm import HSMKM, Realm, build_realm, title_of
+
+ACTOR = "million"
+PARTIES = ("factory", "utility", "other-concentrator")
+METER_TABLES = ("meters", "key_sets")
+MEGABYTE = 2**20
+
+Record = dict[str, Any]
+
+
+class LabError(Exception):
+    """The folder is that of another run, or a process did not do what it is there for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many meters there are to be, in orders of how many, and where the stores lie."""
+
+    meters: int
+    order: int
+    store: str
+
+    @property
+    def orders(self) -> list[range]:
+        """The serial numbers of each order."""
+        return [
+            range(first, min(first + self.order, self.meters + 1)) for first in range(1, self.meters + 1, self.order)
+        ]
+
+
+class Lab:
+    """The parties, and what was done with them."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._journal = folder / "journal.jsonl"
+        self.records: list[Record] = []
+        for line in self._journal.read_text(encoding="utf-8").splitlines() if self._journal.exists() else ():
+            self.records.append(json.loads(line))
+        if self.records and self.records[0]["plan"] != repr(plan):
+            raise LabError(f"{folder} is that of another run: {self.records[0]['plan']}")
+        self.realm = Realm(folder / "realm")
+        if not self.records:
+            shutil.rmtree(self.realm.folder, ignore_errors=True)
+            build_realm(self.realm.folder)
+            PackageOpener.join(self.realm)
+            self.note({"plan": repr(plan)})
+
+    def note(self, record: Record) -> None:
+        """Write down what was done; a run that goes on reads it."""
+        with self._journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(record)
+
+    def of(self, phase: str) -> list[Record]:
+        """Give the records of a phase, in the order of the orders."""
+        return [record for record in self.records if record.get("phase") == phase]
+
+    def made(self, phase: str, order: int) -> list[str]:
+        """Give what a phase made of an order."""
+        return next(record["made"] for record in self.of(phase) if record["order"] == order)
+
+    @contextmanager
+    def party(self, name: str) -> Iterator[Worker[Party]]:
+        """Start a party's worker."""
+        with Worker(open_party, self.realm.home(name), ACTOR) as worker:
+            yield worker
+
+    @contextmanager
+    def fleet(self, serials: Sequence[int]) -> Iterator[Path]:
+        """Run a fleet of these meters, which follow one another, with their first keys; where they are, as a list."""
+        titles = [title_of(serial) for serial in serials]
+        folder = self.folder / f"fleet-{serials[0]}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        with self.realm.open("factory") as party:
+            package = deliver.export(party, "delivery", OPENER, tuple(titles), None).path
+        keys = PackageOpener.of(self.realm).open(package)
+        first, states = write_fleet(folder, titles, self.realm.initial_keys(), keys)
+        files = ("--states", states, "--places", folder / "places")
+        command = [HSMKM, "simulate", "fleet", first, "--meters", len(titles), *files]
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as running:  # noqa: S603 - ours
+            try:
+                ready = running.stdout.readline().split() if running.stdout else []
+                if ready[:1] != ["READY"]:
+                    raise LabError("the fleet of virtual meters did not start")
+                yield folder / "places"
+            finally:
+                running.terminate()
+
+    def sizes(self) -> Record:
+        """Tell how large everything is: stores, the audit log in them, a meter with its key set, and packages."""
+        found: Record = {"stores_mb": {}, "audit_mb": {}, "audit_records": {}, "packages_mb": {}, "meter_octets": 0.0}
+        for name in PARTIES:
+            whole, meter, records, octets = self._server(name) if postgresql.chosen() else self._file(name)
+            found["stores_mb"][name] = round(whole / MEGABYTE, 1)
+            found["audit_mb"][name] = round(octets / MEGABYTE, 2)
+            found["audit_records"][name] = records
+            packages = self.realm.home(name).glob("packages/*")
+            found["packages_mb"][name] = round(sum(path.stat().st_size for path in packages) / MEGABYTE, 1)
+            if name == "factory":
+                found["meter_octets"] = meter
+        return found
+
+    def _file(self, name: str) -> tuple[float, float, int, int]:
+        """Measure a store in a file, with its log."""
+        path = Path(self.realm.url(name).removeprefix("sqlite:"))
+        whole = sum(one.stat().st_size for one in path.parent.glob(path.name + "*"))
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            meter = connection.execute("SELECT sum(pgsize) FROM dbstat WHERE name IN (?, ?)", METER_TABLES).fetchone()[
+                0
+            ]
+            records, octets = connection.execute(AUDIT).fetchone()
+        return whole, meter, records, octets or 0
+
+    def _server(self, name: str) -> tuple[float, float, int, int]:
+        """Measure the schema of a store on the server, with its indexes."""
+        cluster, database = postgresql.shared(), str(self.realm.url(name).partition("@/")[2].partition("?")[0])
+        sizes = f"SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c WHERE relnamespace = '{name}'::regnamespace"  # noqa: S608 - the name of a party of ours
+        tables = " AND relkind = 'r'"
+        ((whole,),) = cluster.run(sizes + tables, database)
+        ((meter,),) = cluster.run(f"{sizes}{tables} AND relname IN {METER_TABLES}", database)
+        ((records, octets),) = cluster.run(AUDIT.replace("FROM audit", f'FROM "{name}".audit'), database)
+        return float(whole), float(meter), records, int(octets or 0)
+
+
+AUDIT = """SELECT count(*), sum(length(time) + length(actor) + length(action) + length(subject) + length(detail) + 120)
+FROM audit"""
+"""Counts the audit log's records and their octets: text, three digests of 32 octets, and three numbers."""
+
+
+def peaks(worker: Worker[Party]) -> tuple[float, float]:
+    """Tell the most memory of a party's process, and of its workers together, in megabytes."""
+    party = worker.call(process)
+    return _peak(party), round(sum(map(_peak, children_of(party))), 1)
+
+
+def _peak(number: int) -> float:
+    lines = Path(f"/proc/{number}/status").read_text(encoding="utf-8").splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024, 1)
