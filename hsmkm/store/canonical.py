@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from hsmkm.errors import IntegrityError
+
 Value: TypeAlias = bytes | str | int | None
 
 MECHANISM = "hmac-sha256"
@@ -27,7 +29,10 @@ def canonical_json(value: Mapping[str, object]) -> str:
 
 
 def item(value: Value) -> bytes:
-    """Encode one value: its tag, its length and its content."""
+    """Encode one value: its tag, its length and its content.
+
+    Raises IntegrityError for what is none: SQLite keeps in a column whatever somebody writes into its file.
+    """
     if isinstance(value, bytes):
         return b"b" + len(value).to_bytes(4, "big") + value
     if isinstance(value, int) and not 0 <= value < len(_SMALL):
@@ -36,6 +41,8 @@ def item(value: Value) -> bytes:
         return _SMALL[value]
     if value is None:
         return b"n\0\0\0\0"
+    if not isinstance(value, str):
+        raise IntegrityError("a stored value is of a kind that is never stored")
     content = value.encode()
     return b"s" + len(content).to_bytes(4, "big") + content
 

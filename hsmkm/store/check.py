@@ -33,6 +33,7 @@ from hsmkm.store import (
     transactions,
     urgent,
 )
+from hsmkm.store.cells import text_of
 from hsmkm.store.key_set import STATE_NUMBERS, KeyState, unpack
 from hsmkm.store.problem import Problem
 from hsmkm.store.schema import audit as audit_table
@@ -150,7 +151,7 @@ def _duplicates_in(tx: Transaction, turn: int, passes: int, sharing: _Sharing) -
                 if owner != key.identity:
                     yield _problem(name, f"its {key.role} key is also the key of identity {owner.hex()}")
                 elif not sharing.allowed(owner, first, title):
-                    yield _problem(name, f"its {key.role} key is also that of meter {first.hex().upper()}")
+                    yield _problem(name, f"its {key.role} key is also that of meter {text_of(first)}")
 
 
 def _keys_of_two_groups(tx: Transaction) -> Iterator[Problem]:

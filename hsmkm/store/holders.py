@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -18,13 +18,15 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Select, select
 
+from hsmkm.errors import IntegrityError
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import encode, item
+from hsmkm.store.cells import altered, text_of
 from hsmkm.store.key_set import IDENTITY_OCTETS, TITLE_OCTETS, KeySetRef
 from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import holder_lists
 from hsmkm.store.schema import holders as table
-from hsmkm.store.store import StoredRow, Transaction, altered
+from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
 COLUMNS = (
@@ -160,29 +162,29 @@ def faults(tx: Transaction) -> Iterator[str]:
     for package_id, rows in _by_package(tx):
         seen.add(package_id)
         found = tx.one(LISTS.everything().where(holder_lists.c.package_id == package_id))
-        said = _titles(found["meters"]) if found else {}
-        if found is not None and not _is_whole(found):
-            yield LISTS.name(found)
-        else:
-            yield from _differences(package_id, said, _titles(_entries(rows)))
+        yield from _faults_of(package_id, found, rows)
     for row in tx.stream(LISTS.everything()):
         if row["package_id"] not in seen:
-            yield from _differences(row["package_id"], _titles(row["meters"]), {})
+            yield from _faults_of(row["package_id"], row, [])
 
 
-def _differences(package_id: str, said: Mapping[bytes, bytes], found: Mapping[bytes, bytes]) -> Iterator[str]:
-    for title in sorted({*said, *found}):
-        if said.get(title) != found.get(title):
-            yield _name(package_id, title)
+def _faults_of(package_id: str, found: StoredRow | None, rows: Iterable[StoredRow]) -> list[str]:
+    if found is not None and not _is_whole(found):
+        return [LISTS.name(found)]
+    said = _titles(found["meters"]) if found else {}
+    try:
+        its = _titles(_entries(rows))
+    except IntegrityError:
+        return [f"{table.name} {text_of(package_id)}"]
+    return [_name(package_id, title) for title in sorted({*said, *its}) if said.get(title) != its.get(title)]
 
 
 def _read(tx: Transaction, statement: Select[Any]) -> list[Holder]:
     rows = tx.all(statement)
     if tx.authenticator is not None:
-        for package_id, group in groupby(sorted(rows, key=itemgetter("package_id")), key=itemgetter("package_id")):
-            for title in {row["system_title"] for row in group}:
-                its = tx.all(_of_meter(title).where(table.c.package_id == package_id))
-                _refuse_other(tx, package_id, title, its)
+        for package_id, title in dict.fromkeys((row["package_id"], _title(row)) for row in rows):
+            its = tx.all(_of_meter(title).where(table.c.package_id == package_id))
+            _refuse_other(tx, package_id, title, its)
     return [_holder(row) for row in rows]
 
 
@@ -216,7 +218,8 @@ def _summed(found: StoredRow) -> bytes:
 
 
 def _is_whole(found: StoredRow) -> bool:
-    return bool(hashlib.sha256(found["meters"]).digest() == found["digest"])
+    meters = found["meters"]
+    return isinstance(meters, bytes) and bool(hashlib.sha256(meters).digest() == found["digest"])
 
 
 def _put_list(tx: Transaction, package_id: str, rows: Iterable[StoredRow]) -> None:
@@ -228,8 +231,15 @@ def _entries(rows: Iterable[StoredRow]) -> bytes:
     """Give title and digest of each meter in rows of one package."""
     of_meters: dict[bytes, list[bytes]] = defaultdict(list)
     for row in rows:
-        of_meters[row["system_title"]].append(encode(LABEL, *(row[name] for name in COLUMNS)))
+        of_meters[_title(row)].append(encode(LABEL, *(row[name] for name in COLUMNS)))
     return b"".join(title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in sorted(of_meters.items()))
+
+
+def _title(row: StoredRow) -> bytes:
+    title = row["system_title"]
+    if not isinstance(title, bytes):
+        raise altered(_name(row["package_id"], title))
+    return title
 
 
 def _entry(entries: bytes, title: bytes) -> bytes:
@@ -255,8 +265,8 @@ def _of_meter(system_title: bytes) -> Select[Any]:
     return select(table).where(table.c.system_title == system_title)
 
 
-def _name(package_id: str, title: bytes) -> str:
-    return f"holders {title.hex().upper()} {package_id}"
+def _name(package_id: str, title: object) -> str:
+    return f"holders {text_of(title)} {package_id}"
 
 
 def _holder(row: StoredRow) -> Holder:

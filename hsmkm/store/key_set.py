@@ -151,7 +151,7 @@ def unpack(packed: bytes, row: str) -> tuple[StoredKey, ...]:
     """Read what `pack` wrote; raises IntegrityError, naming the row, for anything else."""
     try:
         return tuple(_stored_keys(packed))
-    except (IndexError, ValueError, KeyError) as error:
+    except (IndexError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{row}: its keys cannot be read", hint="hsmkm store check names every one") from error
 
 

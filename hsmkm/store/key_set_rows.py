@@ -9,12 +9,12 @@ from sqlalchemy import Select, bindparam, select
 
 from hsmkm.errors import IntegrityError, PolicyError, RefusedError
 from hsmkm.store import key_set, schema
+from hsmkm.store.cells import altered, mac_of, text_of
 from hsmkm.store.key_set import STATES, KeySet, KeySetRef, unpack
 from hsmkm.store.meter import Meter
 from hsmkm.store.schema import key_sets as table
-from hsmkm.store.store import StoredRow, Transaction, altered
+from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds
-from hsmkm.token.types import Mac
 
 _METER = schema.meters
 _MODEL = schema.models
@@ -85,8 +85,8 @@ def faults(tx: Transaction) -> Iterator[str]:
 
 
 def row_name(row: StoredRow) -> str:
-    """Name a row for people."""
-    return f"key_sets {ref(row)}"
+    """Name a row for people, whatever its cells hold."""
+    return "key_sets " + "/".join(text_of(row[name]) for name in KEY)
 
 
 def ref(row: StoredRow) -> KeySetRef:
@@ -96,13 +96,15 @@ def ref(row: StoredRow) -> KeySetRef:
 
 def _key_set(row: StoredRow) -> KeySet:
     name = row_name(row)
+    if not isinstance(row["system_title"], bytes):
+        raise altered(name)
     try:
         state = STATES[row["state"]]
         keys = unpack(row["keys"], name)
-        mac = Mac(row["mac_key"], row["mac"])
         destroy_after = from_seconds(row["destroy_after"])
+        mac = mac_of(row, name)
         return KeySet(ref(row), row["suite"], row["storage_key"], state, keys, mac, row["batch"], destroy_after)
-    except (IndexError, RefusedError) as error:
+    except (IndexError, TypeError, ValueError, OverflowError, OSError, RefusedError) as error:  # no state, no moment
         raise altered(name) from error
 
 

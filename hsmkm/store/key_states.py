@@ -18,10 +18,11 @@ from hsmkm.errors import RefusedError
 from hsmkm.store import key_set_rows
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
+from hsmkm.store.cells import altered
 from hsmkm.store.key_set import STATE_NUMBERS, STATES, KeySetRef, KeyState
 from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import key_states as table
-from hsmkm.store.store import StoredRow, Transaction, altered
+from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import to_seconds
 
 __all__ = ["EDGES", "ROWS", "KeyState", "destroyed", "recorded", "recorded_of", "state", "transition"]

@@ -15,10 +15,11 @@ from sqlalchemy import select
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.authenticated import AuthenticatedTable, next_number
 from hsmkm.store.canonical import Value
+from hsmkm.store.cells import altered
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, check_keys, pack, unpack
 from hsmkm.store.meter import Meter
 from hsmkm.store.schema import models as table
-from hsmkm.store.store import StoredRow, Transaction, altered
+from hsmkm.store.store import StoredRow, Transaction
 
 ROWS = AuthenticatedTable("hsmkm model/1", table, ("name",), ("number", "name", "suite", "storage_key", "keys"))
 
@@ -129,7 +130,10 @@ def _keys(row: StoredRow) -> ModelKeys:
     name = ROWS.name(row)
     if None in (row["suite"], row["storage_key"]):
         raise altered(name)
-    return ModelKeys(row["name"], row["suite"], row["storage_key"], unpack(row["keys"], name))
+    try:
+        return ModelKeys(row["name"], row["suite"], row["storage_key"], unpack(row["keys"], name))
+    except RefusedError as error:
+        raise altered(name) from error
 
 
 def _put(tx: Transaction, keys: ModelKeys, suite: dict[str, Value]) -> None:

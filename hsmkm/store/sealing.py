@@ -23,10 +23,10 @@ from hsmkm.store import (
     sums,
 )
 from hsmkm.store.anchor import Anchor
+from hsmkm.store.cells import mac_of
 from hsmkm.store.guard import Opening
-from hsmkm.store.store import Authenticator, Store, StoredRow, Transaction, altered
+from hsmkm.store.store import Authenticator, Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds
-from hsmkm.token.types import Mac
 
 ACTION = "store-upgrade"
 ROWS_SINCE = "0009"
@@ -79,11 +79,9 @@ def _seal_rows(tx: Transaction) -> None:
 
 def _verify_model(tx: Transaction, row: StoredRow) -> None:
     """Verify the MAC that a model's keys had."""
-    named = key_set.named(key_set.unpack(row["keys"], models.ROWS.name(row)))
-    if None in (row["mac_key"], row["mac"]):
-        raise altered(models.ROWS.name(row))
-    mac = Mac(row["mac_key"], row["mac"])
-    tx.verify(models.ROWS.name(row), mac, OF_MODEL, row["name"], row["suite"], row["storage_key"], *named)
+    name = models.ROWS.name(row)
+    named = key_set.named(key_set.unpack(row["keys"], name))
+    tx.verify(name, mac_of(row, name), OF_MODEL, row["name"], row["suite"], row["storage_key"], *named)
 
 
 def _seal_key_set(tx: Transaction, row: StoredRow) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import select
 from hsmkm.errors import IntegrityError
 from hsmkm.store import schema, statements, sums
 from hsmkm.store.canonical import Value, encode
+from hsmkm.store.cells import mac_of
 from hsmkm.store.schema import store_state as table
 from hsmkm.store.sums import Changes, Sum
 from hsmkm.token.types import Mac
@@ -152,9 +153,7 @@ def is_new(tx: Transaction) -> bool:
 
 def _state(row: StoredRow, instance: bytes) -> StoreState:
     values = {one.name: row[one.name] for one in fields(StoreState) if one.name in table.c}
-    return StoreState(
-        instance, **values | {"sums": sums.from_text(row["sums"]), "mac": Mac(row["mac_key"], row["mac"])}
-    )
+    return StoreState(instance, **values | {"sums": sums.from_text(row["sums"]), "mac": mac_of(row, f"{NAME} {_ONLY}")})
 
 
 def epochs(tx: Transaction) -> tuple[bytes, bytes]:

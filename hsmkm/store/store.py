@@ -27,6 +27,7 @@ from hsmkm.store import engine as engines
 from hsmkm.store import revision, schema, state, statements, sums
 from hsmkm.store.anchor import Anchor
 from hsmkm.store.canonical import MECHANISM, Value, canonical_json, encode
+from hsmkm.store.cells import altered
 from hsmkm.store.failures import database_errors
 from hsmkm.store.group_commit import GroupCommit
 from hsmkm.store.guard import Guard, Opening
@@ -216,10 +217,10 @@ class Transaction:
         """Raise IntegrityError, naming the row, unless its MAC fits; a listing without a token checks nothing."""
         if self.authenticator is None:
             return
-        data = encode(label, MECHANISM, mac.key_number, *values)
-        if self._known.holds(data, mac):
-            return
         try:
+            data = encode(label, MECHANISM, mac.key_number, *values)
+            if self._known.holds(data, mac):
+                return
             self.authenticator.verify(data, mac)
         except IntegrityError as error:
             raise altered(row) from error
@@ -228,11 +229,6 @@ class Transaction:
 
 Permit: TypeAlias = Callable[[Transaction, str, str], None]
 """Raises PolicyError where an actor may not do an action (empty for counters and leases) in this transaction."""
-
-
-def altered(row: str) -> IntegrityError:
-    """Say that a row does not fit its MAC; `row` names its table and key."""
-    return IntegrityError(f"{row} does not fit its mac", hint="hsmkm store check names every altered row")
 
 
 class Store:
