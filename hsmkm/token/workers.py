@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection as Link
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, Self, TypeVar, runtime_checkable
@@ -318,10 +318,9 @@ def serve(*descriptors: int) -> None:
             for thread in threads:
                 thread.join()
         first.send((_END, None))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the owner is gone, and nobody is left to tell
     except Exception as error:  # noqa: BLE001 - it travels to the owner
-        first.send((_ERROR, _portable(error)))
+        with suppress(BrokenPipeError, ConnectionResetError):  # the owner is gone, and nobody is left to tell
+            first.send((_ERROR, _portable(error)))
 
 
 def _end_with_owner(descriptor: int) -> None:
@@ -344,7 +343,9 @@ class _Serving:
         while True:
             try:
                 verb, function, args = link.recv()
-            except (ImportError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            except (EOFError, ConnectionResetError):
+                raise  # the owner is gone
+            except Exception as error:  # noqa: BLE001 - it travels to the owner
                 link.send((_ERROR, _portable(error)))
                 continue
             if verb == _CLOSE:
@@ -354,9 +355,7 @@ class _Serving:
                 continue
             try:
                 self._answer(link, verb, function, args)
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except Exception as error:  # noqa: BLE001 - it travels to the owner
+            except Exception as error:  # noqa: BLE001 - it travels to the owner, or raises anew where that is gone
                 link.send((_ERROR, _portable(error)))
 
     def _answer(self, link: Link[Any, Any], verb: str, function: Callable[..., Any], args: tuple[object, ...]) -> None:

@@ -52,6 +52,34 @@ def test_an_unexpected_error_names_its_type_and_place_and_no_value(work: ModuleT
     assert "00112233" not in repr(caught.value)
 
 
+@pytest.mark.parametrize("kind", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_a_connection_that_a_call_loses_is_not_taken_for_the_owners(work: ModuleType, kind: type[Exception]) -> None:
+    with Worker(work.nothing, threads=2) as worker:
+        for _ in range(3):
+            with pytest.raises(WorkerError, match=r"token_work\.py"):
+                worker.call(work.lose_connection, kind, deadline=30)
+        assert worker.call(work.echo, 3) == ("context", 3)
+
+
+def test_a_connection_that_the_opener_loses_is_told(work: ModuleType) -> None:
+    with pytest.raises(WorkerError, match="Connection reset by peer"):
+        Worker(work.never_connected)
+
+
+class Unreadable:
+    """An argument that cannot be made again in the worker."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
+
+
+def test_an_argument_that_cannot_be_read_is_told_and_the_worker_serves_on(work: ModuleType) -> None:
+    with Worker(work.nothing) as worker:
+        with pytest.raises(WorkerError, match="ValueError"):
+            worker.call(work.echo, Unreadable())
+        assert worker.call(work.echo, 4) == ("context", 4)
+
+
 def test_an_error_of_the_opener_is_raised_at_the_start(work: ModuleType, token_settings: TokenSettings) -> None:
     (token_settings.home / "token" / "pin").chmod(0o644)
     with pytest.raises(Exception, match="others may read the PIN file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -152,6 +153,16 @@ def meet_and_wait_for(context: str, seconds: float, path: Path) -> int:
     while not path.exists():
         time.sleep(0.01)
     return os.getpid()
+
+
+def lose_connection(_context: str, kind: type[Exception]) -> None:
+    raise kind(errno.ECONNRESET, "Connection reset by peer")
+
+
+@contextmanager
+def never_connected() -> Iterator[str]:
+    lose_connection("", ConnectionResetError)
+    yield "nothing"
 
 
 def stumble(_context: str, secret: str) -> None:
