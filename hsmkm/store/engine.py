@@ -19,7 +19,7 @@ from hsmkm.store import postgresql
 
 Row: TypeAlias = Sequence[bytes | str | int | None]
 
-READ_ONLY = "hsmkm_read_only"
+READ_ONLY = postgresql.READ_ONLY
 BUSY_SECONDS = 30
 _FILE_PREFIX = "sqlite:"
 _URLS = "write sqlite:PATH or postgresql://HOST/DATABASE"
@@ -125,7 +125,7 @@ def _open_file(path: Path, *, create: bool) -> Engine:
         raise RefusedError(f"there is no store at {path}", hint=hint)
     url = make_url("sqlite+pysqlite://").set(database=str(path))
     arguments = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
-    engine = create_engine(url, connect_args=arguments, hide_parameters=True, max_overflow=-1)
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True, **postgresql.KEPT)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -7,7 +7,7 @@ moment (REPEATABLE READ, READ ONLY). A second lock keeps the hosts of one store 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,12 @@ from hsmkm.errors import InputError, RefusedError
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-NAME = "postgresql"
+READ_ONLY = "hsmkm_read_only"
+"""The option of a connection on which nothing is changed."""
+
+KEPT: Mapping[str, Any] = {"pool_size": 0, "pool_use_lifo": True}
+"""As many connections as threads used at once are kept, and those used last taken first: to open one costs most."""
+
 OLDEST = 13
 STATEMENT_SECONDS = 600
 """The longest that one statement may take, and the longest that a transaction may do nothing."""
@@ -73,7 +78,7 @@ def open_server(url: URL, busy_seconds: int) -> Engine:
             connect_args=known,
             hide_parameters=True,
             pool_pre_ping=True,
-            max_overflow=-1,
+            **KEPT,
         )
     except ImportError as error:
         raise InputError("PostgreSQL needs psycopg", hint="pip install 'hsmkm[postgresql]'") from error
@@ -115,7 +120,7 @@ def _reasons(version: str, encoding: str, synchronous: str, fsync: str) -> list[
 def _begin(connection: Connection) -> None:
     """Begin as a reader, or as the one writer; nothing was sent to the server yet."""
     options = connection.get_execution_options()
-    reads = options.get("hsmkm_read_only", False)
+    reads = options.get(READ_ONLY, False)
     driver: Any = connection.connection.driver_connection
     driver.read_only = reads
     connection.dialect.set_isolation_level(driver, "REPEATABLE READ" if reads else "READ COMMITTED")

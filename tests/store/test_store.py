@@ -7,13 +7,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import LargeBinary
+from sqlalchemy import LargeBinary, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
@@ -198,6 +199,24 @@ def test_writers_in_two_threads_wait_for_one_another(url: str, authenticator: So
     with Store.open(url, authenticator, "reader") as opened, opened.read() as tx:
         assert audit.verify(tx) == []
         assert len(audit.log(tx)) == 40
+
+
+def test_connections_of_as_many_threads_as_read_at_once_are_kept(
+    url: str, authenticator: SoftwareAuthenticator
+) -> None:
+    threads, made = 12, []
+    with Store.open(url, authenticator, "reader") as store, ThreadPoolExecutor(threads) as pool:
+        event.listen(store._engine, "connect", lambda *_: made.append(1))
+        for _ in range(3):
+            together = Barrier(threads)
+
+            def look(together: Barrier = together) -> None:
+                with store.read():
+                    together.wait(30)
+
+            for each in [pool.submit(look) for _ in range(threads)]:
+                each.result()
+    assert len(made) < threads
 
 
 def test_a_store_that_another_holds_too_long_is_unavailable(
