@@ -122,29 +122,36 @@ class GroupCommit(Generic[S]):
 
     def _block_ends(self, found: _Open[S]) -> None:
         """Leave the transaction to the next block, or commit it for all where there is none."""
+        if self._left_to_next(found):
+            return
         try:
-            if found.full or not self._waiting:
-                self._commit(found)
+            self._commit(found)
         finally:
             self._give_turn()
 
     def _block_failed(self, found: _Open[S]) -> None:
         """Undo what the block did; commit for the others where no further block will."""
+        if not found.blocks:
+            return self._give_up(found, None)
         try:
-            if not found.blocks:
-                self._open = None
-                found.transaction.roll_back()
-                return
-            try:
-                found.transaction.back_to_savepoint()
-            except HsmkmError as error:  # the transaction is lost, and everybody's block with it
-                self._lose(found, error)
-                return
+            found.transaction.back_to_savepoint()
+        except BaseException as error:  # noqa: BLE001 - the transaction is lost, and every block in it raises why
+            return self._give_up(found, error)
+        with suppress(HsmkmError):  # it is the others' to raise; this block has an error of its own
+            self._block_ends(found)
+        return None
+
+    def _left_to_next(self, found: _Open[S]) -> bool:
+        """Give the turn, with the transaction, to a block that waits; the turn is kept where there is none to join.
+
+        In one step: a thread that waits may be interrupted, and must know then whether the others rely on it.
+        """
+        with self._turn:
             if found.full or not self._waiting:
-                with suppress(HsmkmError):  # it is the others' to raise; this block has an error of its own
-                    self._commit(found)
-        finally:
-            self._give_turn()
+                return False
+            self._taken = False
+            self._turn.notify()
+            return True
 
     def _commit(self, found: _Open[S]) -> None:
         self._open = None
@@ -156,7 +163,13 @@ class GroupCommit(Generic[S]):
         finally:
             found.ended.set()
 
-    def _lose(self, found: _Open[S], error: BaseException) -> None:
+    def _give_up(self, found: _Open[S], error: BaseException | None) -> None:
+        try:
+            self._lose(found, error)
+        finally:
+            self._give_turn()
+
+    def _lose(self, found: _Open[S], error: BaseException | None) -> None:
         self._open = None
         found.transaction.roll_back()
         found.failure = error

@@ -340,6 +340,38 @@ def test_a_thread_that_is_interrupted_as_its_turn_comes_leaves_nobody_waiting() 
     assert group.waiting == 0
 
 
+def test_a_block_that_cannot_be_undone_leaves_nobody_waiting() -> None:
+    class Broken(Rolls):
+        def back_to_savepoint(self) -> None:
+            raise ValueError("nobody thought of it")
+
+    ends: list[str] = []
+    group = GroupCommit(lambda: Broken(ends))
+    inside, leave = threading.Event(), threading.Event()
+
+    def block() -> None:
+        with group.block():
+            inside.set()
+            assert leave.wait(PATIENCE)
+
+    def fail() -> None:
+        with group.block():
+            raise RefusedError("no")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(block)
+        assert inside.wait(PATIENCE)
+        second = pool.submit(fail)
+        wait_until(lambda: group.waiting == 1)
+        leave.set()
+        assert isinstance(second.exception(PATIENCE), RefusedError)
+        assert isinstance(first.exception(PATIENCE), UncommittedError)
+    assert ends == ["roll back"]
+    with group.block():
+        pass
+    assert ends == ["roll back", "commit"]
+
+
 def test_a_thread_that_is_interrupted_while_it_commits_tells_the_others() -> None:
     class Interrupted(Rolls):
         def commit(self) -> None:
