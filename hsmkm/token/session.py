@@ -114,8 +114,8 @@ class TokenSession:
         try:
             yield session
         finally:
-            self.cryptoki.made += session.made
-            if generation == self.generation:
+            if generation == self.generation:  # else it went with the library, and what wore that is gone too
+                self.cryptoki.made += session.made
                 session.close()
 
     def _keep(self, session: Session) -> None:
