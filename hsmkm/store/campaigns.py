@@ -3,6 +3,9 @@
 A slice is claimed in one transaction, belongs to its holder until it expires, and carries a fence: who took it over
 has a higher one, and whatever a late holder tries then is refused. `campaign_counts` moves with the meters' rows, in
 the same transactions, so that nobody counts a million rows.
+
+A campaign is under a MAC: its start may have needed an approval, of just these terms. Its pace is not, which moves with
+every slice, nor are meters, counts and slices: they steer work that proves by the keys of each meter what came of it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from sqlalchemy import Select, func, select
 
 from hsmkm.errors import RefusedError
 from hsmkm.store import pages
+from hsmkm.store.authenticated import AuthenticatedTable, next_number
 from hsmkm.store.campaign import (
     EDGES,
     LEFT,
@@ -37,6 +41,12 @@ from hsmkm.store.store import Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
 OPEN, CLOSED = "open", "closed"
+ROWS = AuthenticatedTable(
+    "hsmkm campaign/1",
+    table,
+    ("id",),
+    ("id", "name", "kind", "state", "settings", "reason", "failed_before", "done_before", "created", "updated"),
+)
 COLUMNS = ("campaign", "system_title", "state", "attempts", "not_before", "above", "slice", "outcome", "updated")
 BROKEN_OFF = "a worker ended while it was at this meter"
 
@@ -49,7 +59,9 @@ def create(tx: Transaction, name: str, kind: str, settings: dict[str, object]) -
     """Add a campaign without meters and give its id; raises RefusedError where the name is taken."""
     refuse_known(tx, name)
     now = to_seconds(tx.now)
+    campaign = next_number(tx, table.c.id)
     values: dict[str, Value] = {
+        "id": campaign,
         "name": name,
         "kind": kind,
         "state": CampaignState.CREATED.value,
@@ -61,7 +73,7 @@ def create(tx: Transaction, name: str, kind: str, settings: dict[str, object]) -
         "created": now,
         "updated": now,
     }
-    campaign = tx.insert(table, values)
+    ROWS.insert(tx, values)
     for state in Standing:
         tx.insert(counts_table, {"campaign": campaign, "state": state.value, "meters": 0})
     return campaign
@@ -94,19 +106,16 @@ def _new_row(campaign: int, now: int, title: bytes, above: int, skip: str) -> tu
 
 
 def find(tx: Transaction, name: str) -> Campaign:
-    """Find a campaign by name, or raise RefusedError."""
-    row = tx.one(select(table).where(table.c.name == name))
-    if row is None:
+    """Find a campaign by name, or raise RefusedError; IntegrityError if its row was altered."""
+    found = ROWS.rows(tx, select(table).where(table.c.name == name))
+    if not found:
         raise RefusedError(f"there is no campaign {name}", hint="see: hsmkm campaign list")
-    return _campaign(row)
+    return _campaign(found[0])
 
 
 def get(tx: Transaction, campaign: int) -> Campaign:
-    """Find a campaign by its id, or raise RefusedError."""
-    row = tx.one(select(table).where(table.c.id == campaign))
-    if row is None:
-        raise RefusedError(f"there is no campaign {campaign}")
-    return _campaign(row)
+    """Find a campaign by its id, or raise RefusedError; IntegrityError if its row was altered."""
+    return _campaign(_stored(tx, campaign))
 
 
 def listing(tx: Transaction, state: CampaignState | None = None) -> list[Campaign]:
@@ -114,7 +123,7 @@ def listing(tx: Transaction, state: CampaignState | None = None) -> list[Campaig
     statement = select(table).order_by(table.c.id)
     if state is not None:
         statement = statement.where(table.c.state == state.value)
-    return [_campaign(row) for row in tx.all(statement)]
+    return [_campaign(row) for row in ROWS.rows(tx, statement)]
 
 
 def turn(
@@ -128,7 +137,8 @@ def turn(
 
     One that is started counts its failures anew. `settings` are its settings from now on, where they change.
     """
-    known = get(tx, campaign)
+    row = _stored(tx, campaign)
+    known = _campaign(row)
     if to not in EDGES[known.state]:
         raise RefusedError(f"campaign {known.name} is {known.state} and cannot become {to}")
     changes: dict[str, Value] = {"state": to.value, "reason": reason, "updated": to_seconds(tx.now)}
@@ -138,8 +148,8 @@ def turn(
         found = counts(tx, campaign)
         failed = sum(found[state] for state in (Standing.FAILED, Standing.UNKNOWN, Standing.GAVE_UP))
         changes |= {"failed_before": failed, "done_before": found[Standing.DONE]}
-    tx.update(table, {"id": campaign}, changes)
-    return get(tx, campaign)
+    ROWS.replace(tx, row, changes)
+    return _campaign({**row, **changes})
 
 
 def counts(tx: Transaction, campaign: int) -> Counts:
@@ -325,6 +335,13 @@ def _row(held: Slice, meter: CampaignMeter) -> Select[Any]:
 def _left(campaign: int, state: Standing) -> Select[Any]:
     c = meters_table.c
     return select(meters_table).where(c.campaign == campaign, c.state == state.value).order_by(c.not_before)
+
+
+def _stored(tx: Transaction, campaign: int) -> StoredRow:
+    row = ROWS.fetch(tx, id=campaign)
+    if row is None:
+        raise RefusedError(f"there is no campaign {campaign}")
+    return row
 
 
 def _expiry(tx: Transaction, seconds: int) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy import and_, func, select
 from hsmkm.errors import IntegrityError, PolicyError
 from hsmkm.store import (
     approvals,
+    campaigns,
     certificates,
     certified_keys,
     counters,
@@ -64,6 +65,7 @@ AUTHENTICATED = (
     orders.ROWS,
     certificates.LISTS,
     renewals.ROWS,
+    campaigns.ROWS,
     intents.ROWS,
     holders.LISTS,
 )

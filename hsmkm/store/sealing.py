@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hsmkm.store import (
+    campaigns,
     certificates,
     holders,
     intents,
@@ -23,14 +24,15 @@ from hsmkm.store import (
     sums,
 )
 from hsmkm.store.anchor import Anchor
+from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.cells import mac_of
 from hsmkm.store.guard import Opening
 from hsmkm.store.store import Authenticator, Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds
 
 ACTION = "store-upgrade"
-ROWS_SINCE = "0009"
-"""The schema since which every row of the tables below is under a MAC."""
+ROWS_SINCE, CAMPAIGNS_SINCE = "0009", "0011"
+"""The schemas since which every row of the tables below is under a MAC, and every campaign."""
 OF_MODEL = "hsmkm model keys/1"
 """The label of the MAC that only the keys of a model had before."""
 
@@ -60,14 +62,21 @@ def _seal(tx: Transaction, since: str) -> None:
     later = state.not_summed(since)
     counted = {name: (count, 0) for name, (count, _) in sums.taken(tx.connection).items() if name in later}
     tx.before = replace(tx.before, schema=schema.HEAD, sums={**tx.before.sums, **counted})
-    if ROWS_SINCE in state.seals_since(since):
+    seals = state.seals_since(since)
+    if ROWS_SINCE in seals:
         _seal_rows(tx)
+    if CAMPAIGNS_SINCE in seals:
+        _seal_table(tx, campaigns.ROWS)
+
+
+def _seal_table(tx: Transaction, rows: AuthenticatedTable) -> None:
+    for row in tx.stream(rows.everything()):
+        rows.replace(tx, row, {})
 
 
 def _seal_rows(tx: Transaction) -> None:
     for rows in (orders.ROWS, certificates.LISTS, renewals.ROWS, intents.ROWS):
-        for row in tx.stream(rows.everything()):
-            rows.replace(tx, row, {})
+        _seal_table(tx, rows)
     for row in tx.stream(models.ROWS.everything()):
         if row["keys"] is not None:
             _verify_model(tx, row)

@@ -34,6 +34,7 @@ FIRST_HASH = bytes(32)
 SEALING: Mapping[str, frozenset[str]] = {
     "0007": frozenset(),
     "0009": frozenset({"orders", "renewals", "intents", "revocation_lists"}),
+    "0011": frozenset({"campaigns"}),
 }
 """The schemas that put rows under a MAC which had none, and the tables that got a sum by it.
 

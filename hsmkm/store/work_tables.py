@@ -92,6 +92,7 @@ campaigns = Table(
     column("done_before", Integer),
     column("created", BigInteger),
     column("updated", BigInteger),
+    *authenticated(null=True),
     UniqueConstraint("name"),
 )
 

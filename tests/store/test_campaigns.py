@@ -155,15 +155,19 @@ def test_a_claimed_meter_ends_along_its_edges_only(ticking: Store, to: Standing)
 
 def is_refused(store: Store, change: Change) -> bool:
     """Try a change and undo it."""
-    with store.count() as tx:
-        savepoint = tx.connection.begin_nested()
-        try:
+
+    def undone() -> None:
+        with store.count() as tx:
             change(tx)
-        except RefusedError:
-            return True
-        finally:
-            savepoint.rollback()
-    return False
+            raise UndoneError
+
+    with pytest.raises((RefusedError, UndoneError)) as raised:
+        undone()
+    return raised.type is not UndoneError
+
+
+class UndoneError(Exception):
+    """A change was not refused, and is rolled back."""
 
 
 def test_a_meter_is_in_a_campaign_once_and_a_name_is_taken_once(ticking: Store) -> None:

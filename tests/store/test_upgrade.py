@@ -13,6 +13,7 @@ import pytest
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import (
     audit,
+    campaigns,
     certificates,
     certified_keys,
     check,
@@ -25,6 +26,7 @@ from hsmkm.store import (
     renewals,
     sealing,
 )
+from hsmkm.store.campaign import CampaignState
 from hsmkm.store.certificates import CertificateState
 from hsmkm.store.renewals import RenewalState
 from hsmkm.store.store import Store
@@ -53,7 +55,7 @@ def first_release(tmp_path: Path, authenticator: SoftwareAuthenticator) -> str:
     return written_by(tmp_path, authenticator, "0001")
 
 
-@pytest.mark.parametrize("schema", ["0006", "0007", "0008"])
+@pytest.mark.parametrize("schema", ["0006", "0007", "0008", "0010"])
 def test_what_had_no_mac_is_sealed_as_it_is_found_and_every_row_has_one_then(
     tmp_path: Path, authenticator: SoftwareAuthenticator, schema: str
 ) -> None:
@@ -79,6 +81,20 @@ def test_what_had_no_mac_is_sealed_as_it_is_found_and_every_row_has_one_then(
         assert fresh.destroy_after is None
         assert models.listing(tx) == [("uti-1", True), ("uti-2", False)]
         assert models.get_keys(tx, "uti-1") is not None
+
+
+def test_campaigns_are_sealed_as_they_are_found_and_go_on(tmp_path: Path, authenticator: SoftwareAuthenticator) -> None:
+    url = written_by(tmp_path, authenticator, "0010")
+    assert sealing.upgrade(url, authenticator, "tester", None)
+    with Store.open(url, authenticator, "tester") as store:
+        with store.begin("campaign-finish", "spring", {}) as tx:
+            assert [item.state for item in campaigns.listing(tx)] == [CampaignState.RUNNING, CampaignState.CREATED]
+            spring = campaigns.find(tx, "spring")
+            assert (spring.settings, spring.paced) == ({"slice": 4}, datetime(2026, 3, 1, 12, tzinfo=UTC))
+            assert campaigns.claim(tx, spring.id, "worker", 5, 60) is not None
+            campaigns.turn(tx, spring.id, CampaignState.FINISHED)
+        with store.read() as tx:
+            assert list(check.check(tx)) == []
 
 
 @pytest.mark.parametrize(
