@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
+from hsmkm.bounds import DAY, outside
 from hsmkm.errors import Fault, InputError
 from hsmkm.meter_model import FLAG_ID, MeterModel
 from hsmkm.reading_settings import ReadingSettings
@@ -107,8 +108,7 @@ class TokenSection:
             found.append(("profile", f"unknown token profile {self.profile!r}: use one of {', '.join(profiles)}"))
         if self.uri and not self.uri.lower().startswith("pkcs11:"):
             found.append(("uri", "must be a PKCS#11 URI, such as pkcs11:token=factory;serial=0a1b"))
-        if self.answer_seconds < 1:
-            found.append(("answer_seconds", "must be 1 or more"))
+        found += outside(self, {"answer_seconds": DAY})
         sources = ", ".join(f"{kind}:" for kind in PIN_SOURCES)
         found += [
             (name, f"must name a source, one of {sources}, and never be the PIN itself")
@@ -176,15 +176,17 @@ class PolicySettings:
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        numbers = (
-            "max_counter_jump",
-            "retention_days",
-            "package_days",
-            "attempts_per_day",
-            "approvals",
-            "approval_hours",
+        wrong = outside(
+            self,
+            {
+                "max_counter_jump": (1 << 32) - 1,
+                "retention_days": 36_500,
+                "package_days": 366,
+                "attempts_per_day": 1_000_000,
+                "approvals": 100,
+                "approval_hours": 366 * 24,
+            },
         )
-        wrong = [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
         unknown = [name for name in self.four_eyes if name not in (*APPROVABLE, "all")]
         known = ", ".join(APPROVABLE)
         return wrong + [("four_eyes", f"unknown action {name!r}: use all, or any of {known}") for name in unknown]
@@ -216,7 +218,7 @@ class DlmsSettings:
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        return [(name, "must be 1 or more") for name in ("timeout_seconds", "counter_block") if getattr(self, name) < 1]
+        return outside(self, {"timeout_seconds": DAY, "counter_block": 1 << 16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +250,7 @@ class ConcentratorSettings:
             found.append(("kind", f"unknown kind {self.kind!r}: use relay or client"))
         if self.aim_url and not self.aim_url.startswith("https://"):
             found.append(("aim_url", "must start with https://"))
-        if self.poll_seconds < 1:
-            found.append(("poll_seconds", "must be 1 or more"))
+        found += outside(self, {"poll_seconds": DAY})
         if self.reading.attributes and self.kind != "client":
             found.append(
                 ("kind", "must be client where reading.attributes are given: a relay holds no keys to read with")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hsmkm.bounds import DAY, YEAR, outside
+
 ATTRIBUTE = re.compile(r"(?:([0-9]{1,5}):)?([0-9]{1,3}(?:\.[0-9]{1,3}){4,5})(?::([0-9]{1,3}))?")
 """[CLASS:]OBIS[:ATTRIBUTE], an attribute of a COSEM object as people write it."""
 
@@ -31,11 +33,10 @@ class ReadingSettings:
             for text in self.attributes
             if not _is_attribute(text)
         ]
-        numbers = ("seconds", "meter_seconds", "file_octets")
-        found += [(name, "must be 1 or more") for name in numbers if getattr(self, name) < 1]
+        found += outside(self, {"seconds": YEAR, "meter_seconds": DAY, "file_octets": 1 << 40})
         if not self.file:
             found.append(("file", "must name a file"))
-        return found if self.files >= 0 else [*found, ("files", "must be 0 or more")]
+        return found + outside(self, {"files": 10_000}, least=0)
 
 
 def _is_attribute(text: str) -> bool:

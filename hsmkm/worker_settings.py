@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hsmkm.bounds import outside
+
 MOST = 256
 
 
@@ -21,9 +23,4 @@ class WorkerSettings:
 
     def faults(self) -> list[tuple[str, str]]:
         """Name every (key, fault) of the section."""
-        bounds = {"processes": MOST, "threads": MOST, "batch": 10_000}
-        return [
-            (name, f"must be 0 to {most}; 0 stands for what suits the token")
-            for name, most in bounds.items()
-            if not 0 <= getattr(self, name) <= most
-        ]
+        return outside(self, {"processes": MOST, "threads": MOST, "batch": 10_000}, least=0)

@@ -47,6 +47,32 @@ def test_values_that_mean_nothing_are_faults(tmp_path: Path) -> None:
     assert [fault.line for fault in caught.value.faults] == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "most"),
+    [
+        ("token", "answer_seconds", 86_400),
+        ("policy", "max_counter_jump", 4_294_967_295),
+        ("policy", "retention_days", 36_500),
+        ("policy", "package_days", 366),
+        ("policy", "approval_hours", 8_784),
+        ("dlms", "timeout_seconds", 86_400),
+        ("dlms", "counter_block", 65_536),
+        ("concentrator", "poll_seconds", 86_400),
+        ("concentrator.reading", "seconds", 31_622_400),
+        ("workers", "batch", 10_000),
+    ],
+)
+def test_a_number_above_its_bound_is_a_fault_of_its_line(tmp_path: Path, section: str, key: str, most: int) -> None:
+    path = write(tmp_path, f"{GOOD}[{section}]\n{key} = {most + 1}\n")
+    with pytest.raises(InputError) as caught:
+        load_settings(path, {})
+    (fault,) = caught.value.faults
+    assert fault.text.startswith(f"{section}.{key}: must be ")
+    assert fault.text.endswith(f" to {most}")
+    assert fault.line == len(GOOD.splitlines()) + 2
+    load_settings(write(tmp_path, f"{GOOD}[{section}]\n{key} = {most}\n"), {})
+
+
 def test_a_file_that_is_not_toml_is_named_with_line_and_column(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_settings(write(tmp_path, GOOD + "x = \n"), {})
