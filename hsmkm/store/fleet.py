@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Select, and_, select
 from hsmkm.store import schema
 from hsmkm.store.candidate import Candidate, Choice, Generation
 from hsmkm.store.key_set import STATES
+from hsmkm.store.key_set_rows import KEY
 from hsmkm.store.store import StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
 
@@ -75,12 +76,10 @@ def _holders(tx: Transaction, titles: list[bytes]) -> dict[bytes, str]:
 
 def _generations(tx: Transaction, titles: list[bytes]) -> defaultdict[bytes, list[Generation]]:
     sets, states, audit = schema.key_sets, schema.key_states, schema.audit
-    same = and_(
-        *(sets.c[name] == states.c[name] for name in ("system_title", "security_setup", "client", "generation"))
-    )
+    same = and_(*(sets.c[name] == states.c[name] for name in KEY))
     statement = (
         select(
-            *(sets.c[name] for name in ("system_title", "security_setup", "client", "generation")),
+            *(sets.c[name] for name in KEY),
             sets.c.state.label("first"),
             states.c.state,
             states.c.changed,

@@ -16,7 +16,7 @@ from pkcs11 import Attribute
 from hsmkm.errors import HsmkmError, TokenRefusedError, TokenUnreachableError
 from hsmkm.token import ckr
 from hsmkm.token.cdefs import CALLED
-from hsmkm.token.template import ULONG_OCTETS, Template, ffi
+from hsmkm.token.template import ULONG_OCTETS, Template, View, ffi
 from hsmkm.token.uri import TokenUri
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Session:
         self._mechanisms: dict[int, Any] = {}
         self._object = ffi.new("CK_ULONG *")
         self._answer = ffi.new("unsigned char[]", _MAX_ANSWER)
-        self._answer_view = ffi.buffer(self._answer)
+        self._answer_view: View = ffi.buffer(self._answer)
         self._length = ffi.new("CK_ULONG *")
         self.made = 0
         """How many session keys were made or unwrapped in it."""
@@ -257,7 +257,7 @@ class Session:
         code = self._wrap(self._session, self.mechanism(mechanism), under, key, self._answer, self._length)
         if code:
             raise ckr.error(code, "C_WrapKey")
-        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_WrapKey")]  # type: ignore[no-any-return]
+        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_WrapKey")]
 
     def unwrap(self, mechanism: int, under: int, wrapped: bytes, template: Template) -> int:
         """Unwrap a key; IntegrityError if the octets do not unwrap under this key."""
@@ -282,7 +282,7 @@ class Session:
         code = self._sign(self._session, data, len(data), self._answer, self._length)
         if code:
             raise ckr.error(code, "C_Sign")
-        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_Sign")]  # type: ignore[no-any-return]
+        return self._answer_view[0 : _believed(self._length, _MAX_ANSWER, "C_Sign")]
 
     def encrypt(self, mechanism: Any, key: int, data: bytes, out: Any, room: int) -> int:  # noqa: ANN401 - C memory
         """Encrypt with a mechanism structure of the caller's into its memory; the length of the answer in octets."""

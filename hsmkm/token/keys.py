@@ -8,7 +8,7 @@ from pkcs11 import Attribute
 
 from hsmkm.errors import IntegrityError, PolicyError, ProtocolError, TokenUnreachableError
 from hsmkm.token.attributes import Role
-from hsmkm.token.template import ffi, wipe
+from hsmkm.token.template import View, ffi, wipe
 from hsmkm.token.types import KeyRole, SessionRole, Use, key_octets
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class CipherKey:
         self._room = octets
         self._out_room = octets + 2 * TAG_OCTETS
         self._out = ffi.new("unsigned char[]", self._out_room)
-        self._out_view = ffi.buffer(self._out)
+        self._out_view: View = ffi.buffer(self._out)
 
     def protect(self, iv: bytes, security_control: int, header: bytes, data: bytes) -> bytes:
         """Return ciphertext and tag, the ciphertext alone, or the 12-octet tag alone, as the security control says.
@@ -180,13 +180,13 @@ class CipherKey:
         length = self._session.cryptoki.encrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
         if length != len(data) + TAG_OCTETS:
             raise IntegrityError(f"the token answered {length} octets for {len(data)} and a tag")
-        return self._out_view[0:length]  # type: ignore[no-any-return]
+        return self._out_view[0:length]
 
     def _decrypt(self, data: bytes) -> bytes:
         length = self._session.cryptoki.decrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)
         if length != len(data) - TAG_OCTETS:  # more of it would be of an earlier APDU
             raise IntegrityError(f"the token answered {length} octets for {len(data)} with a tag")
-        return self._out_view[0:length]  # type: ignore[no-any-return]
+        return self._out_view[0:length]
 
     def close(self) -> None:
         """Wipe GAK; the key protects nothing any more."""

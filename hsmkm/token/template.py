@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pkcs11 import Attribute
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 ffi: Any = declared.ffi
 ULONG_OCTETS: int = ffi.sizeof("CK_ULONG")
 _UNREADABLE = frozenset({Attribute.VALUE, Attribute.UNWRAP_TEMPLATE})
+
+
+class View(Protocol):
+    """Octets in C memory: a slice of them is a copy in Python's."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """Copy octets."""
 
 
 class Template:

@@ -112,7 +112,7 @@ class Worker(Generic[T]):
         with self._link() as link:
             self._send(link, (_CALL, function, args))
             _, value = self._receive(link, deadline)
-            return value  # type: ignore[no-any-return]
+            return value  # type: ignore[no-any-return] # it travelled by pickle
 
     def stream(
         self, function: Callable[Concatenate[T, ...], Generator[R, None, None]], *args: object
