@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,5 +36,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(run(app))
+    """Run the command line and exit with its code, without a last search for garbage: all of it ends now."""
+    code = run(app)
+    gc.freeze()
+    sys.exit(code)

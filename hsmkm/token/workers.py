@@ -14,6 +14,7 @@ ignores Ctrl-C, which its owner handles, and ends when its owner does, in the mi
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import queue
@@ -46,7 +47,8 @@ _MAX_FRAMES = 12
 _READY, _VALUE, _ITEM, _END, _STOPPED, _ERROR = "ready", "value", "item", "end", "stopped", "error"
 _CALL, _STREAM, _STOP, _CLOSE = "call", "stream", "stop", "close"
 _BOOT = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "import gc, signal, sys; gc.disable(); "
+    "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "from hsmkm.token.workers import serve; serve(*map(int, sys.argv[1:]))"
 )
 
@@ -297,7 +299,9 @@ class Wearing(Protocol):
 def serve(*descriptors: int) -> None:
     """Be a worker: read the opener from the first socket, enter it, and serve calls until the owner closes or ends.
 
-    It leaves no core file: that would hold the PIN, and every key where the token is software.
+    It leaves no core file: that would hold the PIN, and every key where the token is software. The collector of garbage
+    is spared what is there for good, modules mostly: to go through them while they load and again at the end is a fifth
+    of what a worker takes for a single call.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     links: list[Link[Any, Any]] = [Link(descriptor) for descriptor in descriptors]
@@ -309,6 +313,8 @@ def serve(*descriptors: int) -> None:
         if token_seconds is not None:
             watch(token_seconds)
         with opener(*args) as context:
+            gc.freeze()
+            gc.enable()
             serving = _Serving(context)
             threads = [threading.Thread(target=serving.serve, args=(link,), daemon=True) for link in others]
             for thread in threads:
@@ -321,6 +327,8 @@ def serve(*descriptors: int) -> None:
     except Exception as error:  # noqa: BLE001 - it travels to the owner
         with suppress(BrokenPipeError, ConnectionResetError):  # the owner is gone, and nobody is left to tell
             first.send((_ERROR, _portable(error)))
+    finally:
+        gc.freeze()
 
 
 def _end_with_owner(descriptor: int) -> None:

@@ -28,6 +28,7 @@ def test_a_worker_enters_its_context_once_and_serves_calls_in_another_process(wo
     with Worker(work.nothing) as worker:
         assert worker.call(work.echo, 1) == ("context", 1)
         assert worker.call(work.process) == worker.call(work.process) != os.getpid()
+        assert worker.call(work.collects_garbage)
     assert not worker.alive
 
 
