@@ -7,6 +7,7 @@ imports this and little else of the steps: it has neither store nor peers.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,9 @@ from hsmkm.store.key_set import IDENTITY_OCTETS
 from hsmkm.store.key_set_bulk import Form, FormEncoder
 from hsmkm.token.births import Births, Carrier, NewKey
 from hsmkm.token.types import Sealed
+
+RANDOM_OCTETS = 10
+"""Of an identity; the rest says when it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Writer(Protocol):
 def make_under(hand: Hand, carrier: Carrier, form: Form, meters: Sequence[tuple[bytes, str]], writer: Writer) -> Made:
     """Make the key sets of meters in one form, the master keys wrapped under a carrier for the line."""
     whole = IDENTITY_OCTETS * len(form.keys)
-    identities = secrets.token_bytes(whole * len(meters))
+    identities = new_identities(len(form.keys) * len(meters))
     sets, entries, probes = [], [], []
     new_keys = tuple(NewKey(role, octets) for role, octets in form.keys)
     with Births(hand.vault, new_keys, carrier, own_session=hand.own_sessions) as births:
@@ -74,6 +78,17 @@ def make_under(hand: Hand, carrier: Carrier, form: Form, meters: Sequence[tuple[
                 probes.append(entry)
         numbers = births.storage_key, births.integrity_key
     return Made(form, numbers, tuple(sets), writer.between.join(entries), tuple(probes))
+
+
+def new_identities(count: int) -> bytes:
+    """Make identities of keys, 16 octets each, that rise with time as UUIDs of version 7 do (RFC 9562, section 5.7).
+
+    6 octets are the moment in milliseconds and 10 are random. Rows that are kept by identity then come to lie side by
+    side; with random ones, each row of a million meters' holders and counters changes a page of its own.
+    """
+    moment = (time.time_ns() // 1_000_000).to_bytes(IDENTITY_OCTETS - RANDOM_OCTETS, "big")
+    random = secrets.token_bytes(RANDOM_OCTETS * count)
+    return b"".join([moment + random[at : at + RANDOM_OCTETS] for at in range(0, len(random), RANDOM_OCTETS)])
 
 
 def entry_of(form: Form) -> MeterEntry:

@@ -11,7 +11,7 @@ import pytest
 from hsmkm.errors import InputError, IntegrityError, TokenUnreachableError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.packages.transport import open_package_key
-from hsmkm.steps.births import Made, make_key_sets
+from hsmkm.steps.births import Made, make_key_sets, new_identities
 from hsmkm.steps.certify import own_chain
 from hsmkm.steps.hands import Hand
 from hsmkm.steps.party import Party, open_party
@@ -160,3 +160,12 @@ def wait_for(found: Callable[[], list[int]], count: int) -> list[int]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found()
+
+
+def test_identities_rise_with_the_moment_so_that_rows_of_one_batch_lie_side_by_side() -> None:
+    before = time.time_ns() // 1_000_000
+    made = new_identities(1000)
+    after = time.time_ns() // 1_000_000
+    each = [made[at : at + 16] for at in range(0, len(made), 16)]
+    assert len({identity[6:] for identity in each}) == 1000
+    assert {before <= int.from_bytes(identity[:6]) <= after for identity in each} == {True}
