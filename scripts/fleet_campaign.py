@@ -28,13 +28,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fleet_files import write_fleet
-
 from hsmkm.steps import deliver
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeyState
+from scripts.fleet_files import write_fleet
 from tests import postgresql
 from tests.interop.package_opener import NAME as LINE
 from tests.interop.package_opener import Keys, PackageOpener
