@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING, Self
 
 from hsmkm.campaign.events import Event, Worked
 from hsmkm.campaign.plan import POLL, Finish, Rest, Stop, Wait
-from hsmkm.errors import HsmkmError, LoginError, TokenBusyError, TokenUnreachableError
-from hsmkm.token.workers import Worker
+from hsmkm.errors import HsmkmError, LoginError, TokenUnreachableError
+from hsmkm.token.ckr import LoginLostError
+from hsmkm.token.standing import Login, StandingWorker
 
 if TYPE_CHECKING:
     from hsmkm.steps.party import Party
+    from hsmkm.token.workers import Worker
 
-MOST_DEATHS = 3
-"""Workers that die one after the other, with no meter between them, before a campaign's owner gives up."""
+MOST_LOSSES = 3
+"""Workers that a lane loses one after the other, with no meter between them, before a campaign's owner gives up."""
 LISTEN_SECONDS = 0.2
 PATIENCE = POLL.total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A lane met an error that is not one meter's alone; a lasting lane tries again."""
+    """A lane met an error that is not one meter's alone."""
 
     error: HsmkmError
 
@@ -43,7 +45,7 @@ class Lanes:
     """Workers and their lanes.
 
     `work` is a function of a worker that works off a slice, and what it is given beside its party. `lasting` lanes go
-    on for ever, through errors too; the others end with their campaign.
+    on for ever, through errors too; the others end with their campaign. `failure` is the error that ended all lanes.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Lanes:
         *args: object,
         lasting: bool = False,
     ) -> None:
+        self.failure: HsmkmError | None = None
         self._work, self._args = work, args
         self._lasting = lasting
         processes, threads = shape
@@ -61,16 +64,14 @@ class Lanes:
         self._stopping = False
         self._slices = 0
         self._told: queue.Queue[Told] = queue.Queue()
-        with ExitStack() as self._stack:
-            self._places: list[_Place] = []
-            for _ in range(processes):
-                self._places.append(_Place(start))
-                self._stack.callback(self._places[-1].close)
-            self._stack.pop_all()
-        lanes = [threading.Thread(target=self._lane, args=(place,)) for place in self._places for _ in range(threads)]
-        for lane in lanes:
+        login = Login()
+        with ExitStack() as stack:
+            self._workers = [stack.enter_context(StandingWorker(start, login=login)) for _ in range(processes)]
+            self._stack = stack.pop_all()
+        each = [worker for worker in self._workers for _ in range(threads)]
+        self._lanes = [threading.Thread(target=self._lane, args=(worker,)) for worker in each]
+        for lane in self._lanes:
             lane.start()
-        self._lanes = lanes
 
     def events(self) -> Iterator[Told]:
         """Yield what the lanes tell, until all of them have ended."""
@@ -91,16 +92,18 @@ class Lanes:
     def abandon(self) -> None:
         """End the workers at once; their meters are resolved by whoever goes on."""
         self.stop()
-        for place in self._places:
-            place.abandon()
+        for worker in self._workers:
+            worker.abandon()
 
-    def _lane(self, place: _Place) -> None:
+    def _lane(self, worker: StandingWorker[Party]) -> None:
+        failures = 0
         while not self._stopping:
-            last = self._slice(place)
+            last, worked = self._slice(worker)
             if isinstance(last, Wait):
                 self._wait((last.until - datetime.now(UTC)).total_seconds())
             elif isinstance(last, Failed):
-                if not self._goes_on(place, last):
+                failures = 1 if worked else failures + 1
+                if not self._goes_on(last.error, failures):
                     return
             elif isinstance(last, Finish | Rest | Stop) and not self._lasting:
                 return
@@ -111,39 +114,39 @@ class Lanes:
             seen = self._slices
             self._news.wait_for(lambda: self._stopping or self._slices != seen, min(max(seconds, 0), PATIENCE))
 
-    def _slice(self, place: _Place) -> Told | None:
-        """Work off a slice, and give what was told last."""
+    def _slice(self, worker: StandingWorker[Party]) -> tuple[Told | None, bool]:
+        """Work off a slice; give what was told last, and whether an attempt on a meter ended in it."""
         last: Told | None = None
+        worked = False
         try:
-            worker = place.present()
             with closing(worker.stream(self._work, *self._args)) as events:
                 for event in events:
                     last = event
+                    worked = worked or isinstance(event, Worked)
                     self._told.put(event)
-                    if isinstance(event, Worked):
-                        place.deaths = 0
                     if self._stopping:
                         break
         except HsmkmError as error:
-            place.failed(error)
             last = Failed(error)
             self._told.put(last)
         if isinstance(last, Worked):
             with self._news:
                 self._slices += 1
                 self._news.notify_all()
-        return last
+        return last, worked
 
-    def _goes_on(self, place: _Place, failed: Failed) -> bool:
-        """Tell whether a lane goes on after a while: a lasting one does, others where only their worker died.
+    def _goes_on(self, error: HsmkmError, failures: int) -> bool:
+        """Tell whether a lane goes on after a while: a lasting one does, others where only their worker was lost.
 
         Nobody does after a login that failed: a token locks itself after a few wrong PINs.
         """
-        died = isinstance(failed.error, TokenUnreachableError) and place.deaths < MOST_DEATHS
-        if isinstance(failed.error, LoginError) or not (self._lasting or died):
+        lost = isinstance(error, TokenUnreachableError | LoginLostError)
+        if (isinstance(error, LoginError) and not lost) or not (self._lasting or (lost and failures < MOST_LOSSES)):
+            self.failure = self.failure or error
             self.stop()
             return False
-        self._wait(PATIENCE if self._lasting else 0.0)
+        with self._news:
+            self._news.wait_for(lambda: self._stopping, PATIENCE)
         return True
 
     def close(self) -> None:
@@ -151,8 +154,7 @@ class Lanes:
         self.stop()
         for lane in self._lanes:
             lane.join()
-        for place in self._places:
-            place.close()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,45 +165,3 @@ class Lanes:
         if isinstance(error, KeyboardInterrupt):
             self.abandon()
         self.close()
-
-
-class _Place:
-    """Where a worker is: the one that runs, or the next one after it died."""
-
-    def __init__(self, start: Callable[[], Worker[Party]]) -> None:
-        self._start = start
-        self._lock = threading.Lock()
-        self._refused: LoginError | None = None
-        self.deaths = 0
-        self._worker = start()
-
-    def present(self) -> Worker[Party]:
-        """Give the worker, a fresh one where it died; raises what starting one raised, and never logs in again then."""
-        with self._lock:
-            if self._worker.alive:
-                return self._worker
-            if self._refused is not None:
-                raise self._refused.with_traceback(None)
-            try:
-                self._worker = self._start()
-            except LoginError as error:
-                self._refused = error
-                raise
-            return self._worker
-
-    def failed(self, error: HsmkmError) -> None:
-        """Take note of a worker that died, and end one whose token is gone."""
-        if not isinstance(error, TokenUnreachableError) or isinstance(error, TokenBusyError):
-            return
-        with self._lock:
-            self.deaths += 1
-            self._worker.abandon()
-
-    def abandon(self) -> None:
-        """End the worker in the midst of its calls."""
-        self._worker.abandon()
-
-    def close(self) -> None:
-        """Let the worker leave its context and end, if it still runs."""
-        if self._worker.alive:
-            self._worker.close()

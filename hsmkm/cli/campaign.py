@@ -21,7 +21,7 @@ from hsmkm.cli.frame import frame, party_worker, show, talk, worker_starter
 from hsmkm.cli.reference import In
 from hsmkm.cli.renew import BY_DEFAULT, By, key_roles
 from hsmkm.cli.streamed import show_streamed
-from hsmkm.errors import InputError, PartlyDoneError
+from hsmkm.errors import HsmkmError, InputError, PartlyDoneError
 from hsmkm.store.campaign import CampaignState, Counts, Standing
 from hsmkm.token.pool import Shape
 from hsmkm.token.profile import load_profile
@@ -210,7 +210,7 @@ def _go(begun: Status, workers: int, threads: int, every: int, *, detach: bool) 
     if ending.asked:
         talk(f"ended after the meters that were under way; go on with: hsmkm campaign start {name}")
     ending.end()
-    _judge(found, shown)
+    _judge(found, running.failure)
 
 
 def follow(running: lanes.Lanes, shown: Course) -> Interruption:
@@ -230,11 +230,11 @@ def lane_shape(workers: int, threads: int) -> tuple[int, int]:
     return workers or settings.workers.processes or 1, threads or usual
 
 
-def _judge(found: Status, shown: Course) -> None:
+def _judge(found: Status, failure: HsmkmError | None) -> None:
     """Raise what ended the work before its end, PartlyDoneError where meters are not done."""
     name, state = found.campaign.name, found.campaign.state
-    if state is CampaignState.RUNNING and shown.failure is not None:
-        raise shown.failure
+    if state is CampaignState.RUNNING and failure is not None:
+        raise failure
     left = sum(found.counts.values()) - found.counts[Standing.DONE]
     if state is CampaignState.FINISHED and not left:
         return

@@ -14,7 +14,6 @@ from hsmkm.campaign.events import Claimed, Event, Refused, Worked
 from hsmkm.campaign.lanes import Failed
 from hsmkm.campaign.plan import Wait
 from hsmkm.cli.frame import talk
-from hsmkm.errors import HsmkmError, TokenUnreachableError
 from hsmkm.store.campaign import Counts, Standing
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class Course:
         self._bar = bar
         self._task = bar.add_task(name, total=self._total, completed=self._settled, said="") if bar else None
         self._said: dict[str, float] = {}
-        self.failure: HsmkmError | None = None
 
     @property
     def worked(self) -> int:
@@ -49,21 +47,30 @@ class Course:
         if isinstance(event, Worked):
             self._count(event)
         elif isinstance(event, Claimed):
-            if event.taken_over:
+            if event.taken_over and event.meters:
                 talk(f"{event.campaign}: took over {event.meters} meters that another worker left")
         elif isinstance(event, Wait):
             self._wait(event)
         elif isinstance(event, Refused):
-            talk("; ".join((f"{event.campaign}: {event.message}", *event.reasons)))
+            self._talk_anew("; ".join((f"{event.campaign}: {event.message}", *event.reasons)))
         elif isinstance(event, Failed):
-            self._failed(event.error)
+            self._talk_anew(f"a worker stopped: {event.error.message}")
 
     def _wait(self, event: Wait) -> None:
-        """Say what is waited for, the same no more than once a minute."""
-        now = time.monotonic()
-        if now - self._said.get(event.why, -math.inf) >= SAY_AGAIN_SECONDS:
-            self._said[event.why] = now
+        if self._is_news(event.why):
             self._say({"waits": event.why, "until": event.until.isoformat(timespec="seconds")})
+
+    def _talk_anew(self, text: str) -> None:
+        if self._is_news(text):
+            talk(text)
+
+    def _is_news(self, text: str) -> bool:
+        """Tell whether something is to be said: the same no more than once a minute."""
+        now = time.monotonic()
+        if now - self._said.get(text, -math.inf) < SAY_AGAIN_SECONDS:
+            return False
+        self._said[text] = now
+        return True
 
     def _count(self, event: Worked) -> None:
         self._worked[event.state] += 1
@@ -80,11 +87,6 @@ class Course:
     @property
     def _rate(self) -> float:
         return self.worked / max(time.monotonic() - self._began, 1e-9)
-
-    def _failed(self, error: HsmkmError) -> None:
-        if self.failure is None or not isinstance(error, TokenUnreachableError):
-            self.failure = error
-        talk(f"a worker stopped: {error.message}")
 
     def line(self) -> None:
         """Write how far it is as one JSON line on stderr."""

@@ -12,7 +12,6 @@ from hsmkm.cli.campaign import Every, Threads, Workers, follow, lane_shape
 from hsmkm.cli.campaign_progress import course
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, talk, worker_starter
-from hsmkm.errors import LoginError
 from hsmkm.store.campaign import Standing
 
 if TYPE_CHECKING:
@@ -47,6 +46,6 @@ def run(workers: Workers = 0, threads: Threads = 0, every: Every = 100) -> None:
         typer.echo("READY")
         sys.stdout.flush()
         follow(running, shown)
-    if isinstance(shown.failure, LoginError):
-        raise shown.failure
+    if running.failure is not None:
+        raise running.failure
     talk("stopped")

@@ -29,7 +29,7 @@ from hsmkm.errors import HsmkmError, LoginError, TokenBusyError, TokenUnreachabl
 from hsmkm.token.ckr import LoginLostError, PinRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
 
     from hsmkm.token.workers import Worker
@@ -59,7 +59,7 @@ class _Term(Generic[T]):
 
 
 class StandingWorker(Generic[T]):
-    """Calls as `Worker.call` does, through the worker that `start` made last; the first one is started at once."""
+    """Calls and streams as `Worker` does, through the worker that `start` made last; the first is started at once."""
 
     def __init__(
         self, start: Callable[[], Worker[T]], pause: float = PAUSE_SECONDS, login: Login | None = None
@@ -76,24 +76,29 @@ class StandingWorker(Generic[T]):
 
     def call(self, function: Callable[Concatenate[T, ...], R], *args: object, deadline: float | None = None) -> R:
         """Run `function(context, *args)`; raises as `Worker.call`, or what starting a new worker raised."""
-        with self._calling() as term:
-            try:
-                answer = term.worker.call(function, *args, deadline=deadline)
-            except HsmkmError as error:
-                if self._is_broken(term, function, error):
-                    self._retire(term, error)
-                raise
-            term.busy_since.pop(function, None)
-            return answer
+        with self._calling(function) as worker:
+            return worker.call(function, *args, deadline=deadline)
+
+    def stream(
+        self, function: Callable[Concatenate[T, ...], Generator[R, None, None]], *args: object
+    ) -> Generator[R, None, None]:
+        """Yield what a generator function yields, as `Worker.stream`, and raise as `call`; all in one worker."""
+        with self._calling(function) as worker:
+            yield from worker.stream(function, *args)
 
     @contextmanager
-    def _calling(self) -> Iterator[_Term[T]]:
-        """Have a worker for one call; the last one to leave a retired worker ends it."""
+    def _calling(self, function: object) -> Iterator[Worker[T]]:
+        """Have a worker for one call, which is judged by its end; the last to leave a retired worker ends it."""
         with self._lock:
             term = self._present()
             term.calls += 1
         try:
-            yield term
+            yield term.worker
+            term.busy_since.pop(function, None)
+        except HsmkmError as error:
+            if self._is_broken(term, function, error):
+                self._retire(term, error)
+            raise
         finally:
             with self._lock:
                 term.calls -= 1

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hsmkm.campaign import slices
-from hsmkm.campaign.events import Claimed, Worked
+from hsmkm.campaign.events import Claimed, Refused, Worked
+from hsmkm.campaign.lanes import Failed
 from hsmkm.campaign.plan import Wait
 from hsmkm.cli.campaign_progress import Course
+from hsmkm.errors import TransportError
 from hsmkm.store import meters
 from hsmkm.store.campaign import CampaignMeter, Standing
 from tests.campaign.conftest import DONE, NAME, WAITING, terms
@@ -56,6 +58,17 @@ def test_the_same_waiting_is_said_once(capsys: pytest.CaptureFixture[str]) -> No
         shown.take(Claimed(NAME, 1, taken_over=False))
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["waits"] == "the rate allows no more"
+
+
+def test_a_failure_that_goes_on_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Course(NAME, COUNTS, 1)
+    for _ in range(3):
+        shown.take(Failed(TransportError("the store does not answer")))
+        shown.take(Refused(NAME, "this worker takes no slice", ("version: another",)))
+    assert capsys.readouterr().err.splitlines() == [
+        "a worker stopped: the store does not answer",
+        f"{NAME}: this worker takes no slice; version: another",
+    ]
 
 
 def test_meters_whose_concentrator_takes_keys_are_renewed_together(field: Field) -> None:
