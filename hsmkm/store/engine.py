@@ -16,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from hsmkm.errors import InputError, RefusedError
 from hsmkm.store import postgresql
+from hsmkm.store.failures import StoreUnavailableError
 
 Row: TypeAlias = Sequence[bytes | str | int | None]
 
@@ -126,9 +127,38 @@ def _open_file(path: Path, *, create: bool) -> Engine:
     url = make_url("sqlite+pysqlite://").set(database=str(path))
     arguments = {"timeout": BUSY_SECONDS, "isolation_level": None, "check_same_thread": False}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, **postgresql.KEPT)
+    opened = _SameFile(path)
+    event.listen(engine, "do_connect", lambda *_: opened.check())
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", lambda _: opened.check())
     return engine
+
+
+class _SameFile:
+    """A SQLite file as it was opened.
+
+    SQLite goes on in a file that was deleted, moved away or replaced, and says nothing: what it commits there is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._present()
+
+    def check(self) -> None:
+        """Raise StoreUnavailableError unless the file is still the one at its path."""
+        if self._present() != self._identity:
+            raise StoreUnavailableError(
+                f"the store at {self._path} is gone: no file is there any more, or another one",
+                hint="put the file back, or restore a backup; then hsmkm store recover, if it is an older one",
+            )
+
+    def _present(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

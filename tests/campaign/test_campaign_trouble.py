@@ -89,6 +89,23 @@ def test_a_full_disk_stops_it_with_the_reason_and_it_goes_on_when_there_is_room(
     assert standing(street.party) == (CampaignState.FINISHED, {DONE: 2})
 
 
+def test_a_store_that_is_taken_away_stops_it_before_the_next_meter_and_it_goes_on_in_the_same_one(
+    street: Street, chosen: Path
+) -> None:
+    started(street.party, chosen)
+    running = slices.work(street.party, NAME)
+    next(running)
+    next(running)
+    kept = database(street).rename(database(street).with_name("away"))
+    with pytest.raises(StoreUnavailableError, match="is gone"):
+        next(running)
+    assert not database(street).exists()
+    kept.rename(database(street))
+    assert standing(street.party)[1] == {DONE: 1, CLAIMED: 1}
+    to_the_end(street)
+    assert standing(street.party) == (CampaignState.FINISHED, {DONE: 2})
+
+
 def test_a_store_brought_to_another_schema_meanwhile_stops_it(street: Street, chosen: Path) -> None:
     started(street.party, chosen)
     running = slices.work(street.party, NAME)
