@@ -130,7 +130,7 @@ def _sealed_here(party: Party, opened: Archive, ours: AgreementKey, staging: Pat
     with closing(sqlite3.connect(staging / "sealed.db", isolation_level=None)) as connection:
         connection.execute("BEGIN")
         sealed = _SealedKeys(connection)
-        for path in sorted((staging / KEYS).iterdir()):
+        for path in sorted((staging / KEYS).glob("*")):
             moving = _opened(opened, path.read_bytes(), of_store)
             header, info = moving.header, moving.recipient_info
             with open_package_key(party.vault, ours.label, ours.certificate, info, header.ukm()) as package_key:

@@ -180,6 +180,14 @@ def test_a_standby_archive_leaves_the_home_at_work_and_is_taken_over_with_higher
         assert attest.verify_audit(party, ()) == []
 
 
+def test_a_home_without_a_single_key_moves_too(delivered: Realm) -> None:
+    new_home(delivered, "empty", "softhsm2")
+    new_home(delivered, "next", "softhsm2")
+    moved(delivered, "empty", "next")
+    with delivered.open("next") as party:
+        assert attest.check_store(party) == []
+
+
 def test_what_is_in_doubt_keeps_a_home_where_it_is(delivered: Realm) -> None:
     new_home(delivered, "new", "softhsm2")
     with delivered.open("factory") as party:
