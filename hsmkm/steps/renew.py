@@ -79,6 +79,9 @@ RECEIPT_SECONDS = 60
 TRANSFER_BLOCKS = 8
 """Blocks of the old GUEK's counter that its last associations may still use before the fresh one takes over."""
 
+OF_ONE_METER = (RefusedError, InputError, TransportError, ProtocolError, IntegrityError, PartlyDoneError)
+"""Errors that keep nobody from the next meter; any other is that of the token, the store or the party."""
+
 SLICE = 100
 """Meters whose keys travel to their concentrator in one package, and whose leases are held together."""
 
@@ -165,7 +168,7 @@ def failing(outcomes: list[Outcome], name: str, association: str = "") -> Iterat
     """Turn an error of one meter, or of one association of it, into its outcome."""
     try:
         yield
-    except (RefusedError, InputError, TransportError, ProtocolError, IntegrityError, PartlyDoneError) as error:
+    except OF_ONE_METER as error:
         state = "unknown" if isinstance(error, InDoubtError) else "failed"
         outcomes.append(Outcome(name, state, 0, error.message, error, association))
 

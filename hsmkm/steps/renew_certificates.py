@@ -11,13 +11,14 @@ from pathlib import Path
 
 from cryptography import x509
 
-from hsmkm.errors import HsmkmError, InputError
+from hsmkm.errors import InputError
 from hsmkm.pki.certificates import is_title
 from hsmkm.pki.requests import texts_of
 from hsmkm.steps.certify import own_chain, own_path, request_slots, requested_slots
 from hsmkm.steps.enrol import import_certificates, request_certificates
 from hsmkm.steps.expiry import due_certificates, due_state
 from hsmkm.steps.party import Party, utc_now
+from hsmkm.steps.renew import OF_ONE_METER
 from hsmkm.steps.results import Enrolled, Made
 from hsmkm.store.certificates import Source
 
@@ -48,7 +49,7 @@ def _names(certificate: x509.Certificate) -> Iterator[str]:
 def request_meters(party: Party, out: Path, days: int) -> list[Enrolled]:
     """Let every meter with a certificate that is due make a key pair and a request for it, one meter after the other.
 
-    A meter that fails is told of in its state, and keeps nobody else from theirs.
+    A meter that fails is told of in its state, and keeps nobody else from theirs; a token or a store that is gone does.
     """
     due: dict[str, list[str]] = {}
     with party.store.read() as tx:
@@ -59,7 +60,7 @@ def request_meters(party: Party, out: Path, days: int) -> list[Enrolled]:
     for title, profiles in due.items():
         try:
             found += request_certificates(party, title, out, profiles=sorted(profiles))
-        except HsmkmError as error:
+        except OF_ONE_METER as error:
             found.append(Enrolled(title, ", ".join(sorted(profiles)), f"{FAILED}: {error.message}"))
     return found
 
@@ -74,6 +75,6 @@ def import_meters(party: Party, folder: Path) -> list[Enrolled]:
     for title in titles:
         try:
             found += import_certificates(party, title, folder)
-        except HsmkmError as error:
+        except OF_ONE_METER as error:
             found.append(Enrolled(title, "", f"{FAILED}: {error.message}"))
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 
+from hsmkm.errors import TokenUnreachableError
 from hsmkm.pki.certificates import fingerprint, public_key, read_certificates
 from hsmkm.steps import certify, renew_certificates
 from hsmkm.steps.issue import issue
@@ -15,11 +16,14 @@ from hsmkm.steps.meter_certificates import meter_certificate
 from hsmkm.steps.party import utc_now
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.renew_certificates import import_meters, request_meters, request_own
+from tests.realm import title_of
 from tests.steps.test_steps_enrol import TITLE, enrol, injected
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hsmkm.steps.party import Party
+    from hsmkm.steps.results import Enrolled
     from tests.realm import Realm
 
 
@@ -64,6 +68,23 @@ def test_a_peer_takes_the_renewed_certificates_when_they_are_registered(realm: R
         plan = PartyPlan("utility", "utility", (), "", "", tmp_path / "issued", replace=True)
         pinned = register_party(party, plan).certificates
     assert pinned["tls"] == fingerprint(read_certificates(tmp_path / "issued" / "tls.pem")[0])
+
+
+def test_a_token_that_is_gone_ends_the_work_on_a_fleet(
+    realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def unreachable(_party: Party, name: str, _folder: Path) -> list[Enrolled]:
+        asked.append(name)
+        raise TokenUnreachableError("removed")
+
+    monkeypatch.setattr(renew_certificates, "import_certificates", unreachable)
+    for serial in (1, 2):
+        (tmp_path / f"{title_of(serial)}.tls.pem").touch()
+    with realm.open("factory") as party, pytest.raises(TokenUnreachableError):
+        import_meters(party, tmp_path)
+    assert asked == [title_of(1)]
 
 
 @pytest.mark.slow
