@@ -158,7 +158,7 @@ class TokenSession:
         if mark.stands() and self._module.counts_wrong_pins(slot):
             raise PinRefusedError(
                 "a login with this PIN got no answer, the token counts a wrong PIN, and it is not tried again",
-                hint=f"correct the PIN source; if the PIN is right, delete {mark.path} and start again",
+                hint=f"see that the PIN is right; unless its file was corrected, delete {mark.path}; then start again",
             )
         try:
             with mark.until_answered():
