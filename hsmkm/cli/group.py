@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker, show, talk
 from hsmkm.cli.outcomes import show_outcomes, show_rows
-from hsmkm.cli.renew import read_lines
+from hsmkm.cli.renew import meter_names
 from hsmkm.durable_file import replace_file
 from hsmkm.errors import InputError, PartlyDoneError
 from hsmkm.steps.results import Outcome
@@ -70,7 +69,7 @@ def add(name: Name, meters: Meters = None, file: File = None) -> None:
 
     They learn its keys with the next `hsmkm group renew`.
     """
-    names = _names(meters, file)
+    names = meter_names(meters, file)
     with party_worker() as worker:
         found = worker.call(_add, name, names)
     _show_members(found)
@@ -87,7 +86,7 @@ def remove(
     ] = False,
 ) -> None:
     """Take meters out of a group, whose keys must then be renewed."""
-    names = _names(meters, file)
+    names = meter_names(meters, file)
     with party_worker() as worker:
         found = worker.call(_remove, name, names, compromised)
     _show_members(found)
@@ -207,15 +206,6 @@ def _broadcast(party: Party, name: str, apdu: bytes, form: str, file: Path | Non
         for item in found
     ]
     return row, rows, sum(item.error is not None for item in found)
-
-
-def _names(meters: Sequence[str] | None, file: Path | None) -> list[str]:
-    names = list(meters or ())
-    if file is not None:
-        names += [line.strip() for line in read_lines(file) if line.strip()]
-    if not names:
-        raise InputError("no meter is named", hint="give system titles, or a file with --list")
-    return list(dict.fromkeys(names))
 
 
 def _octets(text: str) -> bytes:

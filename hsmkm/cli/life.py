@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import party_worker, show, talk
 from hsmkm.cli.outcomes import show_outcomes
@@ -22,9 +23,6 @@ else:
 
 app = typer.Typer()
 Meters = Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")]
-Approved = Annotated[
-    str | None, typer.Option("--approval", help="Id or file of an approval, where the policy wants one.")
-]
 File = Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")]
 
 
@@ -84,7 +82,7 @@ def transfer(
     to: Annotated[str, typer.Option(help="Party name of the utility that owns them from now on.")],
     meters: Meters = None,
     file: File = None,
-    approval: Approved = None,
+    approval: Approval = "",
 ) -> None:
     """Give meters to another utility.
 
@@ -92,7 +90,7 @@ def transfer(
     """
     names = meter_names(meters, file)
     with party_worker() as worker:
-        outcomes = worker.call(transfer_step.transfer, names, to, approval)
+        outcomes = worker.call(transfer_step.transfer, names, to, named(approval))
     show_outcomes(outcomes)
 
 
@@ -100,7 +98,7 @@ def transfer(
 def destroy(
     meters: Meters = None,
     file: File = None,
-    approval: Approved = None,
+    approval: Approval = "",
     *,
     due: Annotated[
         bool, typer.Option("--due", help="In place of meters: copies of what was given away, when their day has come.")
@@ -123,9 +121,9 @@ def destroy(
             show([{"store": "swept"}], ("store",))
             return
         outcomes = (
-            worker.call(destroy_step.destroy_due, approval)
+            worker.call(destroy_step.destroy_due, named(approval))
             if due
-            else worker.call(destroy_step.destroy, meter_names(meters, file), approval)
+            else worker.call(destroy_step.destroy, meter_names(meters, file), named(approval))
         )
     if not outcomes:
         talk("no keys are due for destruction")

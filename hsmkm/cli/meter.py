@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from hsmkm.steps import renew_certificates as renewal
     from hsmkm.steps.party import Party
     from hsmkm.store import key_sets, key_states, meters, renewals, urgent
+    from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
+    from hsmkm.store.meter import Meter
     from hsmkm.store.renewals import Renewal
+    from hsmkm.store.store import Transaction
+    from hsmkm.store.urgent import Urgent
 else:
     agree, client_reading, communicate, party, suspicions, third_party, way_back = deferred(
         "hsmkm.steps", "agree", "client_reading", "communicate", "party", "suspicions", "third_party", "way_back"
@@ -48,6 +52,10 @@ else:
     key_sets, key_states, meters, renewals, urgent = deferred(
         "hsmkm.store", "key_sets", "key_states", "meters", "renewals", "urgent"
     )
+
+Row = dict[str, object]
+Place = tuple[int, int]
+"""The Security Setup and the client of an association."""
 
 app = typer.Typer(help="Meters: make their keys, inject them, register, read.", no_args_is_help=True)
 app.add_typer(life.app)
@@ -365,48 +373,10 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     home = frame().home
     with party.open_listing(home) as store, store.read() as tx:
         found = meters.find(tx, meter)
-        sets = key_sets.for_meter(tx, found.system_title)
-        history = renewals.listing(tx, found.system_title)
+        kept = _kept_of(tx, found)
         refused = suspicions.of_meter(tx, found.title)
-        asked = urgent.of_meter(tx, found.system_title)
-        destroyed = key_states.destroyed(tx, found.system_title)
-    places = {(item.ref.security_setup, item.ref.client) for item, _ in sets}
-    places |= {item.place for item in history} | {item.place for item in asked}
-    places |= {(ref.security_setup, ref.client) for ref in destroyed}
-    names = _association_names(home, found.model, places)
-    rows: list[dict[str, object]] = [
-        {
-            "association": names[key_set.ref.security_setup, key_set.ref.client],
-            "kind": "key set",
-            "number": key_set.ref.generation,
-            "state": state.value,
-            "detail": " ".join(key.role.value for key in key_set.keys),
-        }
-        for key_set, state in sets
-    ]
-    rows += [
-        {
-            "association": names[ref.security_setup, ref.client],
-            "kind": "key set",
-            "number": ref.generation,
-            "state": "destroyed",
-            "detail": "",
-        }
-        for ref in destroyed
-    ]
-    rows += [
-        {
-            "association": names[item.place],
-            "kind": "urgent",
-            "number": None,
-            "state": "waiting",
-            "detail": f"{' '.join(role.value for role in item.roles)}: {item.reason}",
-        }
-        for item in asked
-    ]
-    rows += [
-        row for item in history for row in _renewal_rows(item, names[item.security_setup, item.client], found.title)
-    ]
+    names = _association_names(home, found.model, {place for place, _ in kept})
+    rows: list[Row] = [{"association": names[place], **row} for place, row in kept]
     rows += [
         {"kind": "refusal", "number": item.count, "state": item.action, "detail": f"last at {item.last_time}"}
         for item in refused
@@ -414,23 +384,50 @@ def show_meter(meter: Annotated[str, typer.Argument(help="System title or serial
     talk(f"{found.title} serial {found.serial} model {found.model} suite {found.suite}")
     if found.state:
         talk(f"{found.title} is {found.state}")
-    several = ("association",) if len(places) > 1 else ()
+    several = ("association",) if len(names) > 1 else ()
     show(rows, (*several, "kind", "number", "state", "detail"))
 
 
-def _renewal_rows(renewal: Renewal, association: str, title: str) -> list[dict[str, object]]:
+def _kept_of(tx: Transaction, meter: Meter) -> list[tuple[Place, Row]]:
+    """Give a row for everything that is kept of the associations of a meter, each with the place that it is of."""
+    title = meter.system_title
+    rows = [_key_set_row(key_set, state) for key_set, state in key_sets.for_meter(tx, title)]
+    rows += [_destroyed_row(ref) for ref in key_states.destroyed(tx, title)]
+    rows += [(item.place, _urgent_row(item)) for item in urgent.of_meter(tx, title)]
+    rows += [(item.place, row) for item in renewals.listing(tx, title) for row in _renewal_rows(item, meter.title)]
+    return rows
+
+
+def _key_set_row(key_set: KeySet, state: KeyState) -> tuple[Place, Row]:
+    roles = " ".join(key.role.value for key in key_set.keys)
+    return _of_generation(key_set.ref, {"state": state.value, "detail": roles})
+
+
+def _destroyed_row(ref: KeySetRef) -> tuple[Place, Row]:
+    return _of_generation(ref, {"state": "destroyed", "detail": ""})
+
+
+def _of_generation(ref: KeySetRef, said: Row) -> tuple[Place, Row]:
+    return (ref.security_setup, ref.client), {"kind": "key set", "number": ref.generation, **said}
+
+
+def _urgent_row(item: Urgent) -> Row:
+    roles = " ".join(role.value for role in item.roles)
+    return {"kind": "urgent", "number": None, "state": "waiting", "detail": f"{roles}: {item.reason}"}
+
+
+def _renewal_rows(renewal: Renewal, title: str) -> list[Row]:
     """Show a renewal, and below it the way back where a lost answer may have locked the meter."""
     agreed = renewal.to_generation != renewal.from_generation
     leads = f"{renewal.from_generation} to {renewal.to_generation if agreed else 'none yet'}"
     detail = f"{leads}, stage {renewal.stage}, tried {list(renewal.tried)}"
-    row = {"association": association, "number": renewal.id}
-    rows: list[dict[str, object]] = [{**row, "kind": "renewal", "state": renewal.state.value, "detail": detail}]
+    rows: list[Row] = [{"kind": "renewal", "number": renewal.id, "state": renewal.state.value, "detail": detail}]
     if agree.may_be_locked(renewal):
-        rows.append({**row, "kind": "way back", "state": "open", "detail": way_back.way_back(title)})
+        rows.append({"kind": "way back", "number": renewal.id, "state": "open", "detail": way_back.way_back(title)})
     return rows
 
 
-def _association_names(home: Path, model: str, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], str]:
+def _association_names(home: Path, model: str, places: Iterable[Place]) -> dict[Place, str]:
     """Name associations by their model; one that it lacks, by Security Setup and client."""
     try:
         whole = load_model(model, home)

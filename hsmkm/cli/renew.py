@@ -83,14 +83,9 @@ def renew(
             outcomes = worker.call(_agree, names, roles, association, prove_refusal)
         else:
             outcomes = ending.gather(worker.stream(_renew, names, roles, association, prove_refusal))
-    show_outcomes(sorted(outcomes, key=lambda item: _place(item, names)))
+    places = {name: place for place, name in enumerate(names)}
+    show_outcomes(sorted(outcomes, key=lambda item: (places.get(item.system_title, len(names)), item.system_title)))
     ending.end()
-
-
-def _place(outcome: Outcome, names: Sequence[str]) -> tuple[int, str]:
-    """Say where a meter was named: outcomes are shown in that order, whichever came first."""
-    title = outcome.system_title
-    return (names.index(title) if title in names else len(names)), title
 
 
 def _renew_urgently(*, alone: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, inspecting_worker, party_worker, show, talk, worker_starter
 from hsmkm.errors import IntegrityError
@@ -69,7 +70,7 @@ def backup(file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
 @app.command()
 def restore(
     file: Annotated[Path, typer.Argument(help="A file that `hsmkm store backup` wrote.")],
-    approval: Annotated[str | None, typer.Option(help="Approval of a second officer, by id or file.")] = None,
+    approval: Approval = "",
 ) -> None:
     """Make a home out of a backup.
 
@@ -78,7 +79,7 @@ def restore(
     """
     here = frame()
     with Worker(archives.open_folder, here.home.resolve()) as worker:
-        show_archive(worker.call(archives.restore, file.resolve(), here.actor, approval))
+        show_archive(worker.call(archives.restore, file.resolve(), here.actor, named(approval)))
 
 
 def show_archive(done: Backup) -> None:
@@ -88,11 +89,7 @@ def show_archive(done: Backup) -> None:
 
 
 @app.command()
-def recover(
-    approval: Annotated[
-        str | None, typer.Option(help="Approval of a second officer, where the policy wants one.")
-    ] = None,
-) -> None:
+def recover(approval: Approval = "") -> None:
     """Go on with a database that was restored.
 
     Every counter, package sequence and generation is raised above all that can have been used in the time that is
@@ -100,7 +97,7 @@ def recover(
     """
     here = frame()
     with worker_starter(recover_step.open_recovery, here.home, here.actor)() as worker:
-        done = worker.call(recover_step.recover_store, approval)
+        done = worker.call(recover_step.recover_store, named(approval))
     show(
         [
             {

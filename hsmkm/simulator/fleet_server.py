@@ -149,7 +149,7 @@ def _listen(port: int) -> socket.socket:
 def _take_up(fleet: Fleet, path: Path) -> None:
     if path.stat().st_mode & 0o077:
         raise InputError(f"{path} holds keys and is readable by others", hint=f"chmod 600 {path}")
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         fleet.take_up(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -15,7 +16,7 @@ VERSION = 1
 _HEADER = struct.Struct(">HHHH")
 
 
-class Wire(asyncio.Protocol):
+class Wire(asyncio.Protocol, ABC):
     """Frames in, answers out; what is no frame ends the connection, and so does a meter that drops it."""
 
     def __init__(self) -> None:
@@ -23,10 +24,11 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiting = bytearray()
 
+    @abstractmethod
     def begin(self, transport: asyncio.Transport) -> Session | None:
         """Give the meter's side of a new connection, or None to refuse it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> None:
         """Take note that the connection is over; called once."""
 
