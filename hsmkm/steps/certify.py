@@ -367,7 +367,8 @@ def _read_if_there(path: Path) -> tuple[x509.Certificate, ...]:
 
 def _checked_list(path: Path, issuers: list[x509.Certificate], target: Path) -> tuple[Made, bytes]:
     """Verify a CRL; it is kept under its issuer's key identifier, so that lists of two PKIs never meet."""
-    crl = parse_crl(path.read_bytes()[: MAX_CRL + 1], str(path))
+    with path.open("rb") as file:
+        crl = parse_crl(file.read(MAX_CRL + 1), str(path))
     issuer = next((item for item in issuers if item.subject == crl.issuer and is_signed_by(crl, item)), None)
     if issuer is None:
         raise RefusedError(f"{path} is not signed by an authority that is trusted", hint="place its root first")

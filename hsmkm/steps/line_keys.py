@@ -111,11 +111,15 @@ def _combined(components: Sequence[Path]) -> bytearray:
     if not 0 < len(components) <= MAX_COMPONENTS:
         raise InputError("a line key has one component or two", hint="--component FILE, once for each")
     value = bytearray(LINE_KEY_OCTETS)
-    for path in components:
-        part = _component(path)
-        for place, octet in enumerate(part):
-            value[place] ^= octet
-        part[:] = bytes(len(part))
+    try:
+        for path in components:
+            part = _component(path)
+            for place, octet in enumerate(part):
+                value[place] ^= octet
+            part[:] = bytes(len(part))
+    except BaseException:
+        value[:] = bytes(len(value))
+        raise
     return value
 
 

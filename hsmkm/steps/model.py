@@ -49,16 +49,26 @@ def import_keys(party: Party, name: str, suite: int, path: Path, association: st
     owner = name if model.place == whole.place else models.name_for(name, association)
     if suite not in model.suites:
         raise InputError(f"model {name} has no security suite {suite}")
-    sealed = {}
-    for role, value in read_key_file(path, KEY_OCTETS[suite], secret_roles(model)).items():
-        with party.vault.import_key(role, suite, value) as key:
-            sealed[role] = party.vault.seal(key)
+    sealed = _sealed(party, suite, read_key_file(path, KEY_OCTETS[suite], secret_roles(model)))
     roles = sorted(role.value for role in sealed)
     detail = {"suite": suite, "roles": roles} | ({"association": association} if association else {})
     with party.store.begin("model-import-keys", name, detail) as tx:
         made = ModelKeys(owner, suite, party.vault.storage_key, _with_identities(party, tx, sealed))
         models.add_keys(tx, made)
     return roles
+
+
+def _sealed(party: Party, suite: int, values: Mapping[MeterRole, bytearray]) -> dict[MeterRole, Sealed]:
+    """Import keys and seal them; every value is wiped, also where one is not taken."""
+    sealed = {}
+    try:
+        for role, value in values.items():
+            with party.vault.import_key(role, suite, value) as key:
+                sealed[role] = party.vault.seal(key)
+    finally:
+        for value in values.values():
+            value[:] = bytes(len(value))
+    return sealed
 
 
 def _with_identities(party: Party, tx: Transaction, sealed: Mapping[MeterRole, Sealed]) -> tuple[StoredKey, ...]:

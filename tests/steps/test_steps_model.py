@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from hsmkm.config import load_model
-from hsmkm.errors import InputError, PolicyError
+from hsmkm.errors import InputError, PolicyError, TokenUnreachableError
+from hsmkm.steps import model
 from hsmkm.steps.model import choose_suite, import_keys, read_key_file
 from hsmkm.store import models
-from hsmkm.token.types import KeyRole
+from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 from tests.realm import Realm
 
 KEYS = "guek = {0}\ngbek = {0}\ngak = {1}\nmaster = {2}\n".format("00" * 16, "11" * 16, "22" * 16)
@@ -44,6 +45,28 @@ def test_models_that_come_with_the_same_keys_share_their_identities_and_so_their
     ]
     identities = {key.role: key.identity for key in first.keys}
     assert identities[KeyRole.GUEK] == identities[KeyRole.GBEK] != identities[KeyRole.MASTER]
+
+
+def test_keys_that_the_token_does_not_take_are_wiped_all_the_same(
+    realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[MeterRole, bytearray] = {}
+
+    def kept(path: Path, octets: int, secret: tuple[SecretRole, ...]) -> dict[MeterRole, bytearray]:
+        values.update(read_key_file(path, octets, secret))
+        return values
+
+    def gone(*_: object) -> None:
+        raise TokenUnreachableError("removed")
+
+    monkeypatch.setattr(model, "read_key_file", kept)
+    copied_model(realm, "first")
+    with realm.open("factory") as party:
+        monkeypatch.setattr(type(party.vault), "seal", gone)
+        with pytest.raises(TokenUnreachableError):
+            import_keys(party, "first", 0, key_file(tmp_path, KEYS))
+    assert len(values) == 4
+    assert not any(map(any, values.values()))
 
 
 def test_every_wrong_line_of_a_key_file_is_named(tmp_path: Path) -> None:
