@@ -19,7 +19,7 @@ from hsmkm.steps.communicate import find_meter
 from hsmkm.steps.distribute import owed_activations, owed_at
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import InDoubtError, failing, renew
-from hsmkm.steps.resolve import resolve
+from hsmkm.steps.resolve import identity_of, resolve
 from hsmkm.steps.results import Outcome
 from hsmkm.store import groups, key_sets, renewals
 from hsmkm.store.campaign import CampaignMeter
@@ -115,7 +115,7 @@ def is_renewed(party: Party, terms: Terms, meter: CampaignMeter, place: Place) -
         before = key_sets.get(tx, KeySetRef(title, *place, meter.above))
         shared = SHARED_ROLES if groups.own_group_of(tx, title, *place) else ()
     wanted = [role for role in terms.roles if role not in shared]
-    return all(now.has(role) and before.key(role).identity != now.key(role).identity for role in wanted)
+    return all(now.has(role) and identity_of(before, role) != now.key(role).identity for role in wanted)
 
 
 def _is_open(party: Party, meter: CampaignMeter, place: Place) -> bool:

@@ -65,7 +65,7 @@ class Truth:
 
     def is_wholly(self, key_set: KeySet) -> bool:
         """Tell whether every key is this generation's, by identity."""
-        return all(_identity(source, role) == _identity(key_set, role) for role, source in self.keys.items())
+        return all(identity_of(source, role) == identity_of(key_set, role) for role, source in self.keys.items())
 
     def lacking(self, work: Work) -> tuple[MeterRole, ...]:
         """Name the keys of every transfer that the meter did not take wholly: a part proves little of the rest."""
@@ -75,10 +75,11 @@ class Truth:
     def is_before(self, work: Work) -> bool:
         """Tell whether the meter associates as it did before the renewal."""
         proving = [role for role in self.keys if role not in (KeyRole.GBEK, KeyRole.MASTER)]
-        return all(_identity(self.keys[role], role) == _identity(work.current, role) for role in proving)
+        return all(identity_of(self.keys[role], role) == identity_of(work.current, role) for role in proving)
 
 
-def _identity(key_set: KeySet, role: MeterRole) -> bytes | None:
+def identity_of(key_set: KeySet, role: MeterRole) -> bytes | None:
+    """Give the identity of a key of a set; nothing where the set does not hold it."""
     return key_set.key(role).identity if key_set.has(role) else None
 
 

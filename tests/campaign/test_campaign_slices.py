@@ -13,9 +13,12 @@ from hsmkm.campaign.plan import Finish, Rest, Stop, Wait
 from hsmkm.campaign.terms import Limit
 from hsmkm.errors import RefusedError
 from hsmkm.simulator.behaviour import Fault
+from hsmkm.steps.into_force import switch
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
-from hsmkm.store import campaigns, meters
+from hsmkm.store import campaigns, key_sets, meters
 from hsmkm.store.campaign import CampaignState, Standing
+from hsmkm.store.key_set import KeyState
+from hsmkm.token.types import KeyRole
 from tests.campaign.conftest import CLAIMED, DONE, NAME, WAITING, left, made, standing, started, titles_in, worked
 from tests.field import key_states
 from tests.street import ONE, OTHER, Street
@@ -44,6 +47,30 @@ def test_a_meter_renewed_by_hand_meanwhile_is_done(street: Street, chosen: Path)
     worked(street.party)
     assert standing(street.party)[1] == {DONE: 2}
     assert key_states(street.party, 1)[-1] == (2, "active")
+
+
+def lose_gbek(street: Street, title: str) -> None:
+    """Let a meter's keys in force be without GBEK, as those of a maker who gave none."""
+    party = street.party
+    with party.store.begin("without-gbek", title, {}) as tx:
+        meter = meters.find(tx, title)
+        before = key_sets.active(tx, meter.system_title, 0, 1)
+        assert before is not None
+        ref = replace(before.ref, generation=before.ref.generation + 1)
+        keys = tuple(key for key in before.keys if key.role is not KeyRole.GBEK)
+        after = replace(before, ref=ref, keys=keys, state=KeyState.PRE_ACTIVE, mac=None, batch=tx.sequence)
+        after = key_sets.authenticate(party.vault, after, meter)
+        key_sets.add(tx, after)
+        switch(tx, before, after)
+
+
+def test_a_key_that_the_meter_did_not_have_before_counts_as_another_one(street: Street, chosen: Path) -> None:
+    lose_gbek(street, ONE)
+    started(street.party, chosen)
+    renew(street.party, [ONE], GLOBAL_KEYS)
+    worked(street.party)
+    assert standing(street.party)[1] == {DONE: 2}
+    assert key_states(street.party, 1)[-1] == (3, "active")
 
 
 def test_one_renewed_in_part_only_is_not_done_yet(street: Street, chosen: Path) -> None:
