@@ -7,6 +7,7 @@ authenticated answer. Receive counters are durable, so an older answer replayed 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from hsmkm.config import load_model
@@ -198,16 +200,30 @@ def _noted(party: Party, meter: Meter) -> Iterator[None]:
 
 def this_process() -> str:
     """Name this process so that another on the same host can tell whether it still runs: host, number, start."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    return f"{_host()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def is_gone(holder: str) -> bool:
     """Tell whether a holder was a process of this host that has ended, killed or not; False where nobody can know."""
-    host, _, rest = holder.rpartition(":")[0].rpartition(":")
-    number, started = rest, holder.rpartition(":")[2]
-    if host != socket.gethostname() or not number.isdecimal():
+    place, _, started = holder.rpartition(":")
+    host, _, number = place.rpartition(":")
+    if host != _host() or not number.isdecimal():
         return False
     return _started(int(number)) != started
+
+
+@cache
+def _host() -> str:
+    """Name where the numbers of processes mean the same: this run of the system, and this namespace of processes.
+
+    Containers and machines may share a name, and a process of one is not seen from the other.
+    """
+    try:
+        run = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        seen = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return socket.gethostname()
+    return f"{socket.gethostname()}/{hashlib.sha256(f'{run} {seen}'.encode()).hexdigest()[:12]}"
 
 
 def _started(number: int) -> str:

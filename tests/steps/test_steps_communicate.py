@@ -9,7 +9,7 @@ import pytest
 
 from hsmkm.link.client import MeterRefusedError
 from hsmkm.steps import communicate
-from hsmkm.steps.communicate import Conversation, read
+from hsmkm.steps.communicate import Conversation, is_gone, read, this_process
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
 from tests.field import ENERGY
@@ -58,3 +58,13 @@ def test_a_meter_that_is_always_ahead_is_asked_no_further(realm: Realm, monkeypa
         with pytest.raises(MeterRefusedError, match="association rejected"):
             read(party, TITLE, (ENERGY,))
     assert len(told) == communicate.MAX_HINTS
+
+
+def test_a_process_that_ended_is_known_to_be_gone_only_where_its_number_means_something() -> None:
+    place, started = this_process().rsplit(":", 1)
+    host, number = place.rsplit(":", 1)
+    assert not is_gone(this_process())
+    assert is_gone(f"{place}:{int(started) - 1}")
+    name = host.partition("/")[0]
+    for elsewhere in (f"{name}/0123456789ab", name, "another"):
+        assert not is_gone(f"{elsewhere}:{number}:{int(started) - 1}")
