@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from hsmkm.errors import InputError, RefusedError
 
 _TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_AT_ONCE = 250
+"""Files that are open at once: fewer than a process may have."""
+
+_MANY = 16
+"""From so many files on, the whole file system is brought to the disk instead of each of them."""
+
 _OF_EVERYBODY, _OF_ITS_OWNER = 0o666, 0o600
 
 
@@ -23,13 +30,37 @@ def replace_file(path: Path, data: bytes) -> None:
     _write(path, data, _OF_EVERYBODY)
 
 
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write many files into a folder as `replace_file` does, by their names; a crash leaves each whole or as it was.
+
+    They reach the disk together, where the system can do that.
+    """
+    names = list(files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(names), _AT_ONCE):
+            with ExitStack() as stack:
+                open_files = []
+                for name in names[start : start + _AT_ONCE]:
+                    file = stack.enter_context(_held(_temporary(folder / name), _OF_EVERYBODY))
+                    file.write(files[name])
+                    file.flush()
+                    open_files.append((file, folder / name))
+                _sync([file for file, _ in open_files])
+                for _, path in open_files:
+                    _temporary(path).replace(path)
+        sync_folder(folder)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+
+
 def create_secret_file(path: Path, data: bytes) -> None:
     """Write a file as `replace_file` does that only its owner reads (mode 0600); RefusedError where there is one."""
     _write(path, data, _OF_ITS_OWNER)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _held(temporary, mode) as file:
@@ -41,8 +72,27 @@ def _write(path: Path, data: bytes, mode: int) -> None:
             temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        hint = "see whether the folder is yours and the disk has room"
-        raise InputError(f"{path} cannot be written: {error.strerror}", hint=hint) from error
+        raise _unwritten(path, error) from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    hint = "see whether the folder is yours and the disk has room"
+    return InputError(f"{path} cannot be written: {error.strerror}", hint=hint)
+
+
+def _sync(files: Sequence[BinaryIO]) -> None:
+    """Bring files of one file system to the disk: many of them at once, where the system can."""
+    sync_all = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if sync_all is None or len(files) < _MANY:
+        for file in files:
+            os.fsync(file.fileno())
+    elif sync_all(files[0].fileno()) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hsmkm.durable_file import create_secret_file, replace_file
+from hsmkm.durable_file import create_secret_file, replace_file, replace_files
 from hsmkm.errors import InputError, RefusedError
 
 
@@ -65,3 +65,21 @@ def test_nothing_has_a_name_before_it_is_whole_and_synced(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fsync", watched)
     create_secret_file(tmp_path / "key.pem", b"secret")
     assert seen == [[".key.pem.new"], ["key.pem"]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 600])
+def test_many_files_are_written_as_one_is(tmp_path: Path, count: int) -> None:
+    (tmp_path / ".0.pem.new").write_bytes(b"what a crash left, and longer than the file")
+    (tmp_path / "0.pem").write_bytes(b"older")
+    files = {f"{number}.pem": f"content {number}".encode() for number in range(count)}
+    replace_files(tmp_path, files)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("count", [2, 300])
+def test_of_many_files_none_has_a_name_before_it_is_whole_and_none_is_left_half(tmp_path: Path, count: int) -> None:
+    (tmp_path / "1.pem").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        replace_files(tmp_path, {f"{number}.pem": b"whole" for number in range(count)})
+    assert not list(tmp_path.glob(".*"))
+    assert all(path.is_dir() or path.read_bytes() == b"whole" for path in tmp_path.iterdir())

@@ -1,17 +1,19 @@
 """Authorities: how a certificate comes to its signature.
 
-    build with a dummy signature -> parse back -> lint -> record -> sign the same octets in the token -> verify
+    encode -> parse back, without a signature -> lint -> record -> sign the same octets in the token -> verify
 
 The record comes before the signature, so that a certificate which exists is always known with its serial number, also
-after a crash between the two; a recorded one that was never signed harms nobody.
+after a crash between the two; a recorded one that was never signed harms nobody. In bulk whoever records encodes, and
+whoever signs parses back and lints: nothing is signed that the signing process did not lint.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -19,17 +21,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.pki.certificates import common_name, public_key
-from hsmkm.pki.der import bit_string, sequence
-from hsmkm.pki.lint import MAX_SERIAL_BITS, Linted, Plan, expected_extensions, lint
+from hsmkm.pki.lint import MAX_SERIAL_BITS, Linted, Plan, lint
 from hsmkm.pki.profiles import NO_END, POLICY_ARC, ROOT, CertificateProfile, hash_for, profile
-from hsmkm.pki.requests import CheckedRequest, subject_name
-from hsmkm.pki.stand_in import dummy_signer
+from hsmkm.pki.requests import CheckedRequest
+from hsmkm.pki.to_be_signed import encode, unsigned, with_signature
 
-_ALGORITHMS = {
-    "sha256": bytes.fromhex("300a06082a8648ce3d040302"),
-    "sha384": bytes.fromhex("300a06082a8648ce3d040303"),
-}
-"""AlgorithmIdentifier of ecdsa-with-SHA256 and ecdsa-with-SHA384, parameters absent (RFC 5758 section 3.2)."""
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A certificate to be signed, as it travels to whoever has the key: its request, serial number and TBS in DER."""
+
+    request: CheckedRequest
+    serial: int
+    tbs: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +44,56 @@ class Authority:
     certificate: x509.Certificate
     record: Callable[[Linted], None]
 
-    def issue(self, request: CheckedRequest, now: datetime, lifetime: timedelta | None = None) -> x509.Certificate:
-        """Issue the certificate of a checked request.
-
-        The validity ends with the profile's lifetime, the one given or the authority's own, whichever comes first.
-        Raises RefusedError where this authority does not issue the profile or the certificate does not fit it.
-        """
-        arc = _must_issue(self.certificate, request.profile)
-        plan = _plan(request.profile, request.subject, request.public_key, self, now, lifetime)
-        plan = replace(plan, names=request.names, arc=arc)
-        return _certify(plan, self.signer, self.record)
-
-    def issue_many(
+    def issue(
         self,
-        requests: Iterable[CheckedRequest],
+        request: CheckedRequest,
         now: datetime,
-        record: Callable[[Sequence[Linted]], None],
+        lifetime: timedelta | None = None,
         *,
         without_end: bool = False,
-    ) -> list[x509.Certificate]:
-        """Issue certificates of which `record` takes all at once before the first of them is signed.
+    ) -> x509.Certificate:
+        """Issue the certificate of a checked request.
 
-        `without_end` gives them no well-defined end where the profile allows that. Raises RefusedError as `issue`.
+        The validity ends with the profile's lifetime, the one given or the authority's own, whichever comes first;
+        `without_end` gives it no well-defined end where the profile allows that. Raises RefusedError where this
+        authority does not issue the profile or the certificate does not fit it.
         """
-        linted = [self._lint(request, now, without_end=without_end) for request in requests]
-        record(linted)
-        return [sign(one, self.signer) for one in linted]
+        return _certify(self.plan(request, now, lifetime, without_end=without_end), self.signer, self.record)
 
-    def _lint(self, request: CheckedRequest, now: datetime, *, without_end: bool) -> Linted:
-        arc = _must_issue(self.certificate, request.profile)
-        plan = _plan(request.profile, request.subject, request.public_key, self, now)
-        plan = replace(plan, names=request.names, arc=arc)
-        if without_end and request.profile.may_lack_end:
-            plan = replace(plan, not_after=NO_END)
-        return lint(_build(plan), plan)
+    def plan(
+        self,
+        request: CheckedRequest,
+        now: datetime,
+        lifetime: timedelta | None = None,
+        *,
+        without_end: bool = False,
+        serial: int = 0,
+    ) -> Plan:
+        """Say what is to be certified, as `issue` does; the serial number is a new one unless it is given."""
+        kind = request.profile
+        arc = _must_issue(self.certificate, kind)
+        begin, end = _validity(kind, self.certificate, now, lifetime)
+        return Plan(
+            kind,
+            request.subject,
+            request.public_key,
+            self.certificate,
+            public_key(self.certificate),
+            serial or _serial(),
+            begin,
+            NO_END if without_end and kind.may_lack_end else end,
+            request.names,
+            arc,
+        )
+
+    def sign_drafts(self, drafts: Iterable[Draft], now: datetime, *, without_end: bool = False) -> Iterator[bytes]:
+        """Check and sign drafts that were planned for this moment and are recorded; give each signature in DER.
+
+        Raises RefusedError where a draft is not what is planned for its request, and as `sign`.
+        """
+        for draft in drafts:
+            plan = self.plan(draft.request, now, without_end=without_end, serial=draft.serial)
+            yield sign(lint(unsigned(draft.tbs, plan), plan), self.signer).signature
 
     def certify_authority(
         self, profile_name: str, name: str, key: ec.EllipticCurvePublicKey, now: datetime, arc: str = POLICY_ARC
@@ -86,7 +106,10 @@ class Authority:
         if not kind.is_authority or kind is ROOT:
             raise RefusedError(f"the profile {kind.name} is not that of an authority under a root")
         _must_issue(self.certificate, kind)
-        return _certify(replace(_plan(kind, name, key, self, now), arc=arc), self.signer, self.record)
+        begin, end = _validity(kind, self.certificate, now)
+        issuer_key = public_key(self.certificate)
+        plan = Plan(kind, name, key, self.certificate, issuer_key, _serial(), begin, end, arc=arc)
+        return _certify(plan, self.signer, self.record)
 
 
 def create_root(
@@ -124,46 +147,25 @@ def sign(linted: Linted, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate
             "the signature made does not verify under the authority's certificate",
             hint="the key in the token is not the one certified, or the token is faulty",
         ) from error
-    return x509.load_der_x509_certificate(sequence(linted.tbs, _ALGORITHMS[digest.name], bit_string(signature)))
+    return x509.load_der_x509_certificate(with_signature(linted.tbs, linted.plan, signature))
 
 
 def _certify(plan: Plan, signer: ec.EllipticCurvePrivateKey, record: Callable[[Linted], None]) -> x509.Certificate:
-    linted = lint(_build(plan), plan)
+    linted = lint(unsigned(encode(plan), plan), plan)
     record(linted)
     return sign(linted, signer)
 
 
-def _build(plan: Plan) -> x509.Certificate:
-    subject = subject_name(plan.subject)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(plan.issuer_subject or subject)
-        .public_key(plan.public_key)
-        .serial_number(plan.serial)
-        .not_valid_before(plan.not_before)
-        .not_valid_after(plan.not_after)
-    )
-    for _oid, (critical, value) in expected_extensions(plan):
-        builder = builder.add_extension(value, critical=critical)
-    return builder.sign(dummy_signer(plan.issuer_key), hash_for(plan.issuer_key.curve))
-
-
-def _plan(
-    kind: CertificateProfile,
-    subject: str,
-    key: ec.EllipticCurvePublicKey,
-    authority: Authority,
-    now: datetime,
-    lifetime: timedelta | None = None,
-) -> Plan:
-    issuer, begin = authority.certificate, _whole_seconds(now)
-    if not issuer.not_valid_before_utc <= begin < issuer.not_valid_after_utc:
+def _validity(
+    kind: CertificateProfile, issuer: x509.Certificate, now: datetime, lifetime: timedelta | None = None
+) -> tuple[datetime, datetime]:
+    begin, last = _whole_seconds(now), issuer.not_valid_after_utc
+    if not issuer.not_valid_before_utc <= begin < last:
         raise RefusedError("the authority's certificate is not valid now", hint="renew the authority first")
-    end = min(begin + min(lifetime or kind.lifetime, kind.lifetime), issuer.not_valid_after_utc)
-    return Plan(kind, subject, key, issuer, public_key(issuer), _serial(), begin, end)
+    return begin, min(begin + min(lifetime or kind.lifetime, kind.lifetime), last)
 
 
+@lru_cache(maxsize=8)
 def _must_issue(issuer: x509.Certificate, kind: CertificateProfile) -> str:
     """Refuse where the issuer's own certificate does not say that it issues this profile; gives its policies' arc."""
     wanted = profile(kind.issuer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
+from binascii import b2a_base64
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
@@ -38,6 +39,9 @@ UNREADABLE = (
 
 # RFC 5280 section 4.1.2.2 forbids such a number; cryptography takes it for now, and warns whoever runs the program.
 warnings.filterwarnings("error", "Parsed a serial number", CryptographyDeprecationWarning)
+
+_LINE = 48
+"""Octets in a line of PEM, which has 64 characters."""
 
 MAX_FILE = 4 << 20
 """No certificate file of ours is larger; a larger one is refused before it is parsed."""
@@ -81,6 +85,17 @@ def public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise RefusedError("the certificate's key is not an elliptic-curve key")
     return key
+
+
+def public_octets(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return the key as SubjectPublicKeyInfo in DER, the form in which a record names it."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def pem(der: bytes) -> bytes:
+    """Write a certificate in DER as PEM (RFC 7468 section 5)."""
+    lines = [b2a_base64(der[start : start + _LINE]) for start in range(0, len(der), _LINE)]
+    return b"-----BEGIN CERTIFICATE-----\n" + b"".join(lines) + b"-----END CERTIFICATE-----\n"
 
 
 def parse_certificate(data: bytes, source: str = "certificate") -> x509.Certificate:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from hsmkm.errors import RefusedError
 from hsmkm.pki.certificates import common_name, is_name, is_title
@@ -24,6 +25,10 @@ MAX_SERIAL_BITS = 159
 """A serial number is positive and at most 20 octets (RFC 5280 section 4.1.2.2), with the sign bit clear."""
 
 SIGNATURE_OIDS = {"sha256": SignatureAlgorithmOID.ECDSA_WITH_SHA256, "sha384": SignatureAlgorithmOID.ECDSA_WITH_SHA384}
+
+
+Extension: TypeAlias = tuple[bool, x509.ExtensionType]
+"""An extension, and whether it is critical."""
 
 
 class _Lint:
@@ -139,7 +144,7 @@ def _key(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
 
 
 def _extensions(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
-    expected = dict(expected_extensions(plan))
+    expected = {value.oid: (critical, value) for critical, value in expected_extensions(plan)}
     found = {one.oid: (one.critical, one.value) for one in certificate.extensions}
     for oid, (critical, value) in expected.items():
         if oid not in found:
@@ -150,31 +155,44 @@ def _extensions(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
         yield f"the extension {oid.dotted_string} has no place in the profile"
 
 
-def expected_extensions(plan: Plan) -> Iterator[tuple[x509.ObjectIdentifier, tuple[bool, x509.ExtensionType]]]:
-    """Yield every extension the plan asks for, with its criticality."""
-    kind = plan.profile
-    yield ExtensionOID.SUBJECT_KEY_IDENTIFIER, (False, x509.SubjectKeyIdentifier.from_public_key(plan.public_key))
-    yield ExtensionOID.AUTHORITY_KEY_IDENTIFIER, (False, _authority_key(plan))
-    yield ExtensionOID.KEY_USAGE, (True, kind.key_usage())
-    if kind.is_authority:
-        yield ExtensionOID.BASIC_CONSTRAINTS, (True, x509.BasicConstraints(ca=True, path_length=kind.path_length))
-    if kind.policies:
-        policies = [x509.PolicyInformation(oid, None) for oid in kind.policies_under(plan.arc)]
-        yield ExtensionOID.CERTIFICATE_POLICIES, (False, x509.CertificatePolicies(policies))
-    if kind.extended_usage:
-        yield ExtensionOID.EXTENDED_KEY_USAGE, (False, x509.ExtendedKeyUsage(kind.extended_usage))
-    if plan.names:
-        yield ExtensionOID.SUBJECT_ALTERNATIVE_NAME, (False, alternative_names(plan.names))
+def expected_extensions(plan: Plan) -> tuple[Extension, ...]:
+    """Give every extension the plan asks for, with its criticality."""
+    return key_identifier(plan.public_key), *shared_extensions(plan)
 
 
-def _authority_key(plan: Plan) -> x509.AuthorityKeyIdentifier:
-    """The identifier by which the issuer itself is known, or that of its key (RFC 5280 section 4.2.1.1)."""
+def key_identifier(key: ec.EllipticCurvePublicKey) -> Extension:
+    """Give the extension that is each certificate's own."""
+    return False, x509.SubjectKeyIdentifier.from_public_key(key)
+
+
+def shared_extensions(plan: Plan) -> tuple[Extension, ...]:
+    """Give the extensions that are alike for one authority, profile and list of names."""
     if plan.issuer is None:
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(plan.issuer_key)
-    own = plan.issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(plan.issuer_key)
+    else:
+        issuer = authority_key(plan.issuer)
+    return _alike(plan.profile, plan.arc, plan.names, issuer)
+
+
+@lru_cache(maxsize=8)
+def _alike(
+    kind: CertificateProfile, arc: str, names: tuple[str, ...], issuer: x509.AuthorityKeyIdentifier
+) -> tuple[Extension, ...]:
+    found: list[Extension] = [(False, issuer), (True, kind.key_usage())]
+    if kind.is_authority:
+        found.append((True, x509.BasicConstraints(ca=True, path_length=kind.path_length)))
+    if kind.policies:
+        policies = [x509.PolicyInformation(oid, None) for oid in kind.policies_under(arc)]
+        found.append((False, x509.CertificatePolicies(policies)))
+    if kind.extended_usage:
+        found.append((False, x509.ExtendedKeyUsage(kind.extended_usage)))
+    if names:
+        found.append((False, alternative_names(names)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Give the identifier by which the issuer itself is known (RFC 5280 section 4.2.1.1)."""
+    own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
-
-
-def public_octets(key: ec.EllipticCurvePublicKey) -> bytes:
-    """Return the key as SubjectPublicKeyInfo in DER, the form in which a record names it."""
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -10,6 +10,7 @@ ever sign keys, whatever its holder claims; and officers have theirs, so that no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -71,6 +72,10 @@ class CertificateProfile:
     policies: tuple[str, ...] = ()
     path_length: int | None = None
     may_lack_end: bool = False
+
+    def __reduce__(self) -> tuple[Callable[[str], CertificateProfile], tuple[str]]:
+        """Travel between processes as a name: each profile is one object in each of them."""
+        return profile, (self.name,)
 
     @property
     def is_authority(self) -> bool:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from hsmkm.errors import Fault, InputError
-from hsmkm.pki.certificates import UNREADABLE, common_name, is_name, is_title
+from hsmkm.pki.certificates import UNREADABLE, common_name, is_name, is_title, public_octets
 from hsmkm.pki.profiles import HASHES, KEY_AGREEMENT, TLS, CertificateProfile, hash_for, profile
 from hsmkm.pki.request_form import form_faults
 from hsmkm.pki.stand_in import signer_for_another
@@ -37,13 +37,24 @@ _DNS = re.compile(r"(?=.{1,253}$)(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(\.[
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
-    """A request whose every field fits its profile; only `check_request` hands one out."""
+    """A request whose every field fits its profile; only `check_request` hands one out.
+
+    It travels between processes; `key` is its SubjectPublicKeyInfo in DER.
+    """
 
     profile: CertificateProfile
     subject: str
-    public_key: ec.EllipticCurvePublicKey
+    key: bytes
     names: tuple[str, ...]
     der: bytes
+
+    @property
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        """The key that is to be certified; it was read before, so that this never fails."""
+        key = load_der_public_key(self.key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise TypeError("a checked request has an elliptic-curve key")
+        return key
 
 
 def build_request(
@@ -98,7 +109,7 @@ def check_request(
     faults += key_faults + _other_key_faults(kind, signed_by)
     if faults or key is None or name is None:
         raise _wrong(faults, source)
-    return CheckedRequest(kind, name, key, names, request.public_bytes(Encoding.DER))
+    return CheckedRequest(kind, name, public_octets(key), names, request.public_bytes(Encoding.DER))
 
 
 def subject_name(text: str) -> x509.Name:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
     from cryptography.utils import Buffer
 
 Sign = Callable[[bytes, ec.EllipticCurveSignatureAlgorithm], bytes]
-
-_DUMMY = utils.encode_dss_signature(1, 1)
-
-
-def dummy_signer(shown: ec.EllipticCurvePublicKey) -> ec.EllipticCurvePrivateKey:
-    """Return a key that puts a constant where the signature goes, for a certificate that is not signed yet."""
-    return _StandIn(shown, shown.curve, lambda _data, _algorithm: _DUMMY)
 
 
 def signer_for_another(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hsmkm.pki.certificates import holder, parse_certificate, public_key
-from hsmkm.pki.lint import Linted, public_octets
+from hsmkm.pki.certificates import holder, parse_certificate, public_key, public_octets
+from hsmkm.pki.lint import Linted, Plan
+from hsmkm.pki.requests import subject_name
 from hsmkm.store import certificates, certified_keys
 from hsmkm.store.certificates import Issuance
 from hsmkm.store.store import Transaction
@@ -25,19 +27,28 @@ def record_planned(tx: Transaction, linted: Linted) -> None:
 
     Raises RefusedError where the issuer used its serial number before, or its key is certified for something else.
     """
-    plan = linted.plan
+    record_many_planned(tx, [(linted.plan, linted.tbs)])
+
+
+def record_many_planned(tx: Transaction, planned: Sequence[tuple[Plan, bytes]]) -> None:
+    """Do the same for many, each given with the octets that are to be signed."""
     claim_older(tx)
-    certified_keys.claim(tx, key_digest(plan.public_key), plan.profile.name, plan.subject)
-    planned = Issuance(
-        issuer=linted.certificate.issuer.rfc4514_string(),
+    keys = [(key_digest(plan.public_key), (plan.profile.name, plan.subject)) for plan, _ in planned]
+    certified_keys.claim_many(tx, keys)
+    certificates.record_issued(tx, *(_issuance(plan, tbs) for plan, tbs in planned))
+
+
+def _issuance(plan: Plan, tbs: bytes) -> Issuance:
+    issuer = subject_name(plan.subject) if plan.issuer is None else plan.issuer.subject
+    return Issuance(
+        issuer=issuer.rfc4514_string(),
         serial=plan.serial.to_bytes(SERIAL_OCTETS, "big"),
         profile=plan.profile.name,
         subject=plan.subject,
-        tbs_digest=hashlib.sha256(linted.tbs).digest(),
+        tbs_digest=hashlib.sha256(tbs).digest(),
         not_before=plan.not_before,
         not_after=plan.not_after,
     )
-    certificates.record_issued(tx, planned)
 
 
 def claim_older(tx: Transaction) -> None:

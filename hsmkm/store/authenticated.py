@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Column, Select, Table, select
 
 from hsmkm.errors import IntegrityError, RefusedError
-from hsmkm.store.canonical import Value
+from hsmkm.store.canonical import Value, encode
 from hsmkm.store.cells import mac_of, text_of
+from hsmkm.store.pages import PAGE
 from hsmkm.store.store import StoredRow, Transaction
 
 
@@ -52,6 +54,22 @@ class AuthenticatedTable:
         if changed:
             tx.update_macs(self.table, self.key, changed)
 
+    def insert_many(self, tx: Transaction, rows: Iterable[Mapping[str, Value]]) -> None:
+        """Insert many rows at revision 1; raises RefusedError if the key of any is taken.
+
+        Their MACs, which cover all that is in them, are what the audit record is told.
+        """
+        given = list(rows)
+        self._refuse_taken(tx, given)
+        sealed = [self._sealed(tx, values, 1) for values in given]
+        cells = (*self.columns, "revision", "mac_key", "mac")
+        tx.effect(encode(f"insert {self.table.name}", *(row["mac"] for row in sealed)))
+        tx.insert_rows(self.table, cells, [tuple(row[name] for name in cells) for row in sealed])
+
+    def fetch_many(self, tx: Transaction, column: str, values: Sequence[Value], **key: Value) -> list[StoredRow]:
+        """Read the rows with one of these values in a column and with the rest of the key, and verify each."""
+        return [row for page in self._pages(column, values, key) for row in self.rows(tx, page)]
+
     def fetch(self, tx: Transaction, **key: Value) -> StoredRow | None:
         """Read one row and verify it; raises IntegrityError if its MAC does not fit."""
         row = tx.at(self.table, self._key(key))
@@ -88,6 +106,22 @@ class AuthenticatedTable:
     def name(self, row: Mapping[str, Any]) -> str:
         """Name a row for people: its table and key."""
         return self.table.name + " " + " ".join(text_of(row[name]) for name in self.key)
+
+    def _refuse_taken(self, tx: Transaction, rows: Sequence[Mapping[str, Value]]) -> None:
+        """Raise RefusedError for a row whose key is taken; neighbours that differ in its last part are one question."""
+        *first, last = self.key
+        for beginning, alike in groupby(rows, key=lambda row: {name: row[name] for name in first}):
+            by_last = {row[last]: row for row in alike}
+            for page in self._pages(last, list(by_last), beginning):
+                taken = tx.one(page)
+                if taken is not None:
+                    raise RefusedError(f"{self.name(taken)} is there already")
+
+    def _pages(self, column: str, values: Sequence[Value], key: Mapping[str, Value]) -> Iterator[Select[Any]]:
+        """Select the rows with one of many values in a column, in several statements."""
+        statement = select(self.table).where(*(self.table.c[name] == value for name, value in key.items()))
+        for start in range(0, len(values), PAGE):
+            yield statement.where(self.table.c[column].in_(values[start : start + PAGE]))
 
     def _key(self, values: Mapping[str, Value]) -> dict[str, Value]:
         return {name: values[name] for name in self.key}

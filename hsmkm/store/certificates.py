@@ -175,19 +175,31 @@ def set_state(tx: Transaction, fingerprint: bytes, state: CertificateState) -> N
     ROWS.replace(tx, row, {"state": state.value})
 
 
-def record_issued(tx: Transaction, issuance: Issuance) -> None:
-    """Record what is about to be signed; raises RefusedError if the issuer used this serial number before."""
-    ISSUANCES.insert(tx, _plain(issuance, ISSUANCE_COLUMNS))
+def record_issued(tx: Transaction, *planned: Issuance) -> None:
+    """Record what is about to be signed; raises RefusedError if an issuer used one of the serial numbers before.
+
+    That is the database's own refusal: a serial number is part of the row's key.
+    """
+    ISSUANCES.insert_many(tx, [_plain(one, ISSUANCE_COLUMNS) for one in planned])
 
 
-def complete_issued(tx: Transaction, certificate: CertificateRecord) -> None:
-    """Store a certificate that was signed and complete its issuance; raises RefusedError unless that was planned."""
-    row = _issuance_row(tx, certificate.issuer, certificate.serial)
-    if row["state"] != CertificateState.PLANNED:
-        raise RefusedError(f"serial number {certificate.serial.hex()} of {certificate.issuer} was issued before")
-    add(tx, certificate)
-    changes: dict[str, Value] = {"state": CertificateState.VALID.value, "fingerprint": certificate.fingerprint}
-    ISSUANCES.replace(tx, row, changes)
+def complete_issued(tx: Transaction, *signed: CertificateRecord) -> None:
+    """Store certificates that were signed and complete their issuances; raises RefusedError unless each was planned."""
+    by_number = {(one.issuer, one.serial): one for one in signed}
+    rows: list[StoredRow] = []
+    for issuer in {one.issuer for one in signed}:
+        serials = [one.serial for one in signed if one.issuer == issuer]
+        rows += ISSUANCES.fetch_many(tx, "serial", serials, issuer=issuer)
+    for missing in by_number.keys() - {(row["issuer"], row["serial"]) for row in rows}:
+        raise _never_recorded(*missing)
+    for row in rows:
+        if row["state"] != CertificateState.PLANNED:
+            raise RefusedError(f"serial number {row['serial'].hex()} of {row['issuer']} was issued before")
+    ROWS.insert_many(tx, [_plain(one, COLUMNS) for one in signed])
+    valid = CertificateState.VALID.value
+    made = [by_number[row["issuer"], row["serial"]].fingerprint for row in rows]
+    changes: list[dict[str, Value]] = [{"state": valid, "fingerprint": one} for one in made]
+    ISSUANCES.replace_many(tx, zip(rows, changes, strict=True))
 
 
 def issuance(tx: Transaction, issuer: str, serial: bytes) -> Issuance | None:
@@ -239,8 +251,12 @@ def record_crl(tx: Transaction, issuer: str, number: int, dates: tuple[datetime,
 def _issuance_row(tx: Transaction, issuer: str, serial: bytes) -> StoredRow:
     row = ISSUANCES.fetch(tx, issuer=issuer, serial=serial)
     if row is None:
-        raise RefusedError(f"{issuer} never recorded the serial number {serial.hex()}")
+        raise _never_recorded(issuer, serial)
     return row
+
+
+def _never_recorded(issuer: str, serial: bytes) -> RefusedError:
+    return RefusedError(f"{issuer} never recorded the serial number {serial.hex()}")
 
 
 def _plain(record: CertificateRecord | Issuance, columns: tuple[str, ...]) -> dict[str, Value]:

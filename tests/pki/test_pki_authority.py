@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import InputError, IntegrityError, RefusedError
-from hsmkm.pki.authority import Authority, create_root, sign
+from hsmkm.pki.authority import Authority, Draft, create_root, sign
 from hsmkm.pki.certificates import fingerprint, holder, read_certificates, write_certificates
-from hsmkm.pki.lint import Linted, Plan, lint
-from hsmkm.pki.profiles import NO_END, PROFILES, profile
-from hsmkm.pki.requests import CheckedRequest, build_request, check_request
+from hsmkm.pki.lint import Linted, Plan, expected_extensions, lint
+from hsmkm.pki.profiles import NO_END, PROFILES, hash_for, profile
+from hsmkm.pki.requests import CheckedRequest, build_request, check_request, subject_name
+from hsmkm.pki.to_be_signed import encode, with_signature
 
 if TYPE_CHECKING:
     from tests.pki.conftest import Hierarchy
@@ -261,31 +263,84 @@ def test_an_unknown_profile_is_named() -> None:
         profile("server")
 
 
+def drafts_of(authority: Authority, requests: Sequence[CheckedRequest], now: datetime) -> list[Draft]:
+    plans = [authority.plan(one, now) for one in requests]
+    return [Draft(one, plan.serial, encode(plan)) for one, plan in zip(requests, plans, strict=True)]
+
+
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1()])
-def test_a_batch_is_recorded_whole_before_its_first_signature(
-    hierarchy_384: Hierarchy, curve: ec.EllipticCurve
-) -> None:
-    recorded: list[Linted] = []
-
-    def record(batch: Sequence[Linted]) -> None:
-        recorded.extend(batch)
-
+def test_drafts_travel_and_are_signed_as_they_were_planned(hierarchy_384: Hierarchy, curve: ec.EllipticCurve) -> None:
     requests = [
         checked_request(ec.generate_private_key(curve), name) for name in ("digital-signature", "key-agreement", "tls")
     ]
-    made = hierarchy_384.issuing.issue_many(requests, hierarchy_384.now, record)
-    assert [one.plan.serial for one in recorded] == [one.serial_number for one in made]
-    with pytest.raises(RuntimeError):
-        hierarchy_384.issuing.issue_many(requests, hierarchy_384.now, _fails)
+    issuing = hierarchy_384.issuing
+    drafts: list[Draft] = pickle.loads(pickle.dumps(drafts_of(issuing, requests, hierarchy_384.now)))  # noqa: S301 - our own
+    assert [one.request for one in drafts] == requests
+    assert all(one.request.profile is asked.profile for one, asked in zip(drafts, requests, strict=True))
+    for draft, signature in zip(drafts, issuing.sign_drafts(drafts, hierarchy_384.now), strict=True):
+        plan = issuing.plan(draft.request, hierarchy_384.now, serial=draft.serial)
+        made = x509.load_der_x509_certificate(with_signature(draft.tbs, plan, signature))
+        made.verify_directly_issued_by(issuing.certificate)
+        assert made.serial_number == draft.serial
+        assert made.public_key() == draft.request.public_key
 
 
-def _fails(batch: Sequence[Linted]) -> None:
-    raise RuntimeError(len(batch))
+def test_a_draft_that_is_not_what_was_planned_is_not_signed(hierarchy: Hierarchy) -> None:
+    class NeverAsked:
+        curve = ec.SECP256R1()
+
+        def sign(self, *_arguments: object) -> bytes:
+            raise AssertionError("signed what does not fit")
+
+    authority = replace(hierarchy.issuing, signer=NeverAsked())  # type: ignore[arg-type] # never asked
+    one, other = (
+        checked_request(ec.generate_private_key(ec.SECP256R1()), name) for name in ("digital-signature", "tls")
+    )
+    draft = drafts_of(authority, [one], hierarchy.now)[0]
+    wrong = [
+        replace(draft, serial=draft.serial + 1),
+        replace(draft, request=other),
+        replace(draft, tbs=drafts_of(authority, [other], hierarchy.now)[0].tbs),
+    ]
+    for each in wrong:
+        with pytest.raises(RefusedError, match="does not fit the profile"):
+            next(authority.sign_drafts([each], hierarchy.now))
+    with pytest.raises(RefusedError, match="does not fit the profile"):
+        next(authority.sign_drafts([draft], hierarchy.now + timedelta(seconds=1)))
+
+
+@pytest.mark.parametrize("tree", ["hierarchy", "hierarchy_384"])
+def test_what_is_to_be_signed_is_what_cryptography_builds(tree: str, request: pytest.FixtureRequest) -> None:
+    made: Hierarchy = request.getfixturevalue(tree)
+    for name in ("digital-signature", "key-agreement", "tls", "package-signing"):
+        made.leaf(name, names=("dc-1.example", "192.0.2.7") if name == "tls" else ())
+    made.issuing.issue(
+        checked_request(ec.generate_private_key(ec.SECP256R1()), "key-agreement"), made.now, without_end=True
+    )
+    assert {one.plan.profile.name for one in made.recorded} >= {"root", "issuing", "package-issuing", "tls"}
+    for linted in made.recorded:
+        assert built(linted.plan).tbs_certificate_bytes == encode(linted.plan) == linted.tbs
+
+
+def built(plan: Plan) -> x509.Certificate:
+    """Build what was planned with cryptography, signed by a key of no importance."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject_name(plan.subject))
+        .issuer_name(plan.issuer_subject or subject_name(plan.subject))
+        .public_key(plan.public_key)
+        .serial_number(plan.serial)
+        .not_valid_before(plan.not_before)
+        .not_valid_after(plan.not_after)
+    )
+    for critical, value in expected_extensions(plan):
+        builder = builder.add_extension(value, critical=critical)
+    return builder.sign(ec.generate_private_key(plan.issuer_key.curve), hash_for(plan.issuer_key.curve))
 
 
 def test_only_a_device_of_the_dlms_profiles_has_a_certificate_without_an_end(hierarchy: Hierarchy) -> None:
     for name, lacks in (("digital-signature", True), ("key-agreement", True), ("tls", False)):
         request = checked_request(ec.generate_private_key(ec.SECP256R1()), name)
-        (made,) = hierarchy.issuing.issue_many([request], hierarchy.now, lambda _: None, without_end=True)
+        made = hierarchy.issuing.issue(request, hierarchy.now, without_end=True)
         assert (made.not_valid_after_utc == NO_END) is lacks
         hierarchy.trust().check(made, hierarchy.chain, name, hierarchy.now, TITLE)

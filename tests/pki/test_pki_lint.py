@@ -43,7 +43,7 @@ def everything(tree: Hierarchy) -> Iterator[x509.Certificate | x509.CertificateR
     request = check_request(
         build_request(key, "key-agreement", TITLE).public_bytes(Encoding.DER), "key-agreement", TITLE
     )
-    yield from tree.issuing.issue_many([request], tree.now, lambda _: None, without_end=True)
+    yield tree.issuing.issue(request, tree.now, without_end=True)
 
 
 def authorities(tree: Hierarchy) -> list[x509.Certificate]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, TokenUnreachableError
 from hsmkm.pki.certificates import read_certificates
 from hsmkm.pki.profiles import NO_END
 from hsmkm.pki.requests import build_request
 from hsmkm.steps import certify
+from hsmkm.steps import issue as steps_issue
 from hsmkm.steps.issue import BATCH, issue
 from hsmkm.store import audit, certificates
 from hsmkm.store.certificates import CertificateState
@@ -24,7 +27,10 @@ from hsmkm.store.check import check
 from tests.realm import title_of
 
 if TYPE_CHECKING:
+    from hsmkm.pki.authority import Draft
+    from hsmkm.steps.hands import Hand
     from hsmkm.steps.party import Party
+    from hsmkm.steps.signatures import Terms
     from tests.realm import Realm
 
 PROFILES = ("digital-signature", "key-agreement", "tls")
@@ -75,7 +81,13 @@ def issued(party: Party) -> list[bytes]:
         return [row["serial"] for row in tx.all(certificates.ISSUANCES.everything())]
 
 
-def test_a_folder_of_meters_is_issued_in_batches(realm: Realm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_workers", [False, True])
+def test_a_folder_of_meters_is_issued_in_batches(
+    realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_workers: bool
+) -> None:
+    monkeypatch.setattr(steps_issue, "BATCH", 50)
+    monkeypatch.setenv("HSMKM_WORKERS_PROCESSES", "2")
+    monkeypatch.setenv("HSMKM_WORKERS_BATCH", "20" if by_workers else "1000")
     folder, out = tmp_path / "requests", tmp_path / "out"
     for serial in range(1, 43):
         for profile in PROFILES:
@@ -83,12 +95,46 @@ def test_a_folder_of_meters_is_issued_in_batches(realm: Realm, tmp_path: Path) -
     with realm.open("authority") as party:
         made = issue(party, folder, out)
         with party.store.read() as tx:
-            batches = [item.subject for item in audit.log(tx, limit=1000) if item.action == "pki-issue"][-2:]
-    assert len(made) == 126 > BATCH
-    assert all("holders" in subject for subject in batches)
-    assert {item.path.name for item in made} == {f"{path.stem}.pem" for path in folder.iterdir()}
-    leaf, issuing, *_ = read_certificates(out / f"{title_of(7)}.key-agreement.pem")
-    assert leaf.issuer == issuing.subject
+            assert list(check(tx)) == []
+            log = [item for item in audit.log(tx, limit=1000) if item.detail.get("certificates")]
+            known = {item.der for item in certificates.listing(tx)}
+    counts = [(item.action, item.detail["certificates"]) for item in log[-6:]]
+    assert sorted(counts) == [(action, count) for action in ("pki-issue", "pki-issued") for count in (26, 50, 50)]
+    assert all("holders" in item.subject for item in log[-6:])
+    assert [item.path.name for item in made] == sorted(f"{path.stem}.pem" for path in folder.iterdir())
+    for item in made:
+        leaf, issuing, *_ = read_certificates(item.path)
+        leaf.verify_directly_issued_by(issuing)
+        assert leaf.public_bytes(Encoding.DER) in known
+        assert f"{leaf.serial_number:X}" == item.serial
+    assert len({item.serial for item in made}) == len(made)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_leaves_what_was_recorded_and_the_next_run_issues_the_rest(
+    realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_issue, "BATCH", 4)
+    monkeypatch.setenv("HSMKM_WORKERS_PROCESSES", "2")
+    monkeypatch.setenv("HSMKM_WORKERS_BATCH", "2")
+    folder, out = tmp_path / "requests", tmp_path / "out"
+    for serial in range(1, 11):
+        write_request(folder, "digital-signature", title_of(serial))
+    with monkeypatch.context() as patched:
+        patched.setattr(steps_issue, "sign_drafts", _dies)
+        with realm.open("authority") as party, pytest.raises(TokenUnreachableError):
+            issue(party, folder, out)
+        assert not list(out.glob("*"))
+    with realm.open("authority") as party:
+        made = issue(party, folder, out)
+        assert len({item.serial for item in made}) == len(made) == 10
+        assert len(set(issued(party))) == len(issued(party))
+
+
+def _dies(_hand: Hand, _terms: Terms, _drafts: Sequence[Draft]) -> list[bytes]:
+    """End the worker as a crash does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed processes do not go on")
 
 
 def test_a_device_may_have_certificates_without_an_end(realm: Realm, tmp_path: Path) -> None:
