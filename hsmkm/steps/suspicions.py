@@ -16,11 +16,10 @@ from datetime import timedelta
 from hsmkm.errors import HsmkmError
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.store import audit
-from hsmkm.store.audit import Tally
+from hsmkm.store.audit import REFUSED, Tally
 from hsmkm.store.meters import Meter
 from hsmkm.store.store import Transaction
 
-PREFIX = "refused: "
 DAY = timedelta(days=1)
 
 
@@ -31,32 +30,32 @@ def refusals_recorded(party: Party, meter: Meter) -> Iterator[None]:
         yield
     except HsmkmError as error:
         if error.suspicion:
-            with party.store.begin(f"{PREFIX}{error.suspicion}", meter.title, {"reason": error.message}):
+            with party.store.begin(f"{REFUSED}{error.suspicion}", meter.title, {"reason": error.message}):
                 pass
         raise
 
 
 def of_meter(tx: Transaction, title: str) -> list[Tally]:
     """Count what was refused of one meter (its system title in hex), by kind."""
-    return [_without_prefix(item) for item in audit.tally(tx, PREFIX, subject=title)]
+    return [_without_prefix(item) for item in audit.tally(tx, REFUSED, subject=title)]
 
 
 def of_last_day(party: Party) -> dict[str, int]:
     """Count what was refused of all meters within 24 hours, by kind."""
     with party.store.read() as tx:
-        found = audit.tally(tx, PREFIX, since=utc_now() - DAY)
+        found = audit.tally(tx, REFUSED, since=utc_now() - DAY)
     return {_without_prefix(item).action: item.count for item in found}
 
 
 def _without_prefix(item: Tally) -> Tally:
-    return Tally(item.action.removeprefix(PREFIX), item.count, item.last_time, item.last_sequence)
+    return Tally(item.action.removeprefix(REFUSED), item.count, item.last_time, item.last_sequence)
 
 
 def counted_after(party: Party, sequence: int) -> tuple[int, dict[str, int]]:
     """Count by kind what was refused after an audit record, and give the newest record that was looked at."""
     with party.store.read() as tx:
         newest = audit.newest_sequence(tx)
-        found = audit.tally(tx, PREFIX, after=sequence)
+        found = audit.tally(tx, REFUSED, after=sequence)
     return newest, {_without_prefix(item).action: item.count for item in found}
 
 

@@ -18,11 +18,14 @@ from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store import pages
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.problem import Problem
+from hsmkm.store.schema import REFUSED_ROWS
 from hsmkm.store.schema import audit as table
 from hsmkm.store.state import FIRST_HASH
 from hsmkm.store.store import Store, StoredRow, Transaction, record_hash
 
 PAGE = 100
+REFUSED = "refused: "
+"""How the action of a record begins that tells of a meter's suspicious answer; there is an index of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def tally(
     columns = table.c.action, func.count(), func.max(table.c.time), func.max(table.c.sequence)
     statement = select(*(column.label(name) for column, name in zip(columns, Tally.__dataclass_fields__, strict=True)))
     statement = statement.where(table.c.action.startswith(prefix, autoescape=True), table.c.sequence > after)
+    if prefix == REFUSED:
+        statement = statement.where(REFUSED_ROWS)  # said in the very words of the index
     if subject is not None:
         statement = statement.where(table.c.subject == subject)
     if since is not None:

@@ -7,7 +7,7 @@ meter are clustered by their primary key (WITHOUT ROWID on SQLite), so that a ba
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, Table, Text
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, Table, Text, text
 
 from hsmkm.store.columns import authenticated, column, key, metadata
 from hsmkm.store.key_tables import (
@@ -49,6 +49,7 @@ from hsmkm.store.work_tables import (
 
 __all__ = [
     "HEAD",
+    "REFUSED_ROWS",
     "REVISIONS",
     "approvals",
     "audit",
@@ -87,10 +88,10 @@ __all__ = [
     "urgent_renewals",
 ]
 
-HEAD = "0011"
+HEAD = "0012"
 """The migration that this program reads and writes."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
 """Every migration so far, oldest first."""
 
 epoch = Table(
@@ -120,6 +121,9 @@ store_state = Table(
     column("mac", LargeBinary),
 )
 
+REFUSED_ROWS = text("action >= 'refused: ' AND action < 'refused:!'")
+"""What meters answered suspiciously: few records, of which those of one meter are found without reading all others."""
+
 audit = Table(
     "audit",
     metadata,
@@ -133,6 +137,7 @@ audit = Table(
     column("effect", LargeBinary),
     column("previous", LargeBinary),
     column("hash", LargeBinary),
+    Index("ix_audit_refused", "subject", sqlite_where=REFUSED_ROWS, postgresql_where=REFUSED_ROWS),
 )
 
 retirement = Table(

@@ -232,6 +232,24 @@ def test_a_store_that_another_holds_too_long_is_unavailable(
         pass
 
 
+def test_what_one_meter_was_refused_is_found_without_reading_the_whole_log(
+    file_url: str, authenticator: SoftwareAuthenticator
+) -> None:
+    with Store.open(file_url, authenticator, "tester") as store:
+        for subject in ("4D4D4D0000000001", "4D4D4D0000000001", "4D4D4D0000000002"):
+            with store.begin(f"{audit.REFUSED}replay", subject, {}):
+                pass
+        with store.begin("meter-read", "4D4D4D0000000001", {}):
+            pass
+        asked: list[str] = []
+        with store.read() as tx:
+            event.listen(tx.connection, "before_cursor_execute", lambda *words: asked.append(words[2]))
+            (found,) = audit.tally(tx, audit.REFUSED, subject="4D4D4D0000000001")
+            plan = tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[0]}", ("",) * asked[0].count("?")).all()
+    assert (found.action, found.count) == ("refused: replay", 2)
+    assert any("USING INDEX ix_audit_refused (subject=?)" in str(step) for step in plan)
+
+
 def test_the_schema_can_be_written_for_postgresql_too() -> None:
     for table in schema.metadata.sorted_tables:
         written = str(CreateTable(table).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call] # untyped there
