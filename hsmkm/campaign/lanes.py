@@ -126,8 +126,8 @@ class Lanes:
                     self._told.put(event)
                     if self._stopping:
                         break
-        except HsmkmError as error:
-            last = Failed(error)
+        except (HsmkmError, OSError) as error:
+            last = Failed(error if isinstance(error, HsmkmError) else _no_worker(error))
             self._told.put(last)
         if isinstance(last, Worked):
             with self._news:
@@ -165,3 +165,10 @@ class Lanes:
         if isinstance(error, KeyboardInterrupt):
             self.abandon()
         self.close()
+
+
+def _no_worker(error: OSError) -> HsmkmError:
+    return HsmkmError(
+        f"the system gives no worker: {error.strerror or type(error).__name__}",
+        hint="see whether it has memory, files and processes left",
+    )

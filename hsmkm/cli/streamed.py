@@ -16,16 +16,17 @@ FIRST = 200
 Row = Mapping[str, object]
 
 
-def show_streamed(rows: Iterable[Row], columns: Sequence[str]) -> int:
-    """Write results in the form asked for and give how many they were; a table has only the named columns."""
+def show_streamed(rows: Iterable[Row], columns: Sequence[str]) -> None:
+    """Write results in the form asked for; a table has only the named columns."""
     output = frame().output
     if output is Output.TABLE:
-        return _table(rows, columns)
-    count = 0
-    for line in _json(rows) if output is Output.JSON else (json.dumps(row, default=str) for row in rows):
+        lines = _table(rows, columns)
+    elif output is Output.JSON:
+        lines = _json(rows)
+    else:
+        lines = (json.dumps(row, default=str) for row in rows)
+    for line in lines:
         typer.echo(line)
-        count += 1
-    return max(count - 2, 0) if output is Output.JSON else count
 
 
 def _json(rows: Iterable[Row]) -> Iterator[str]:
@@ -41,7 +42,7 @@ def _json(rows: Iterable[Row]) -> Iterator[str]:
     yield "]"
 
 
-def _table(rows: Iterable[Row], columns: Sequence[str]) -> int:
+def _table(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
     given = iter(rows)
     first = list(islice(given, FIRST))
     names = [name.replace("_", " ") for name in columns]
@@ -49,12 +50,9 @@ def _table(rows: Iterable[Row], columns: Sequence[str]) -> int:
         max(map(len, (name, *(_cell(row, column) for row in first))))
         for name, column in zip(names, columns, strict=True)
     ]
-    typer.echo(_line(names, widths))
-    count = 0
+    yield _line(names, widths)
     for row in chain(first, given):
-        typer.echo(_line([_cell(row, column) for column in columns], widths))
-        count += 1
-    return count
+        yield _line([_cell(row, column) for column in columns], widths)
 
 
 def _cell(row: Row, column: str) -> str:

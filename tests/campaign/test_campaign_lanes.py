@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,18 @@ from tests.campaign import lane_work
 
 
 class Starts:
-    """Starts workers, counts them, and from the n-th on fails as a token that refuses the PIN."""
+    """Starts workers, counts them, and fails from the n-th on."""
 
-    def __init__(self, threads: int = 1, refused_from: int | None = None) -> None:
+    def __init__(self, threads: int = 1, fails_from: int | None = None, failure: Exception | None = None) -> None:
         self.threads = threads
-        self.refused_from = refused_from
+        self.fails_from = fails_from
+        self.failure = failure or LoginError("the PIN is wrong")
         self.count = 0
 
     def __call__(self) -> Worker[Any]:
         self.count += 1
-        if self.refused_from is not None and self.count >= self.refused_from:
-            raise LoginError("the PIN is wrong")
+        if self.fails_from is not None and self.count >= self.fails_from:
+            raise self.failure
         return Worker(lane_work.opened, threads=self.threads)
 
 
@@ -64,8 +67,17 @@ def test_a_login_that_was_lost_costs_a_worker_and_not_the_work(tmp_path: Path, *
 
 
 def test_a_pin_that_is_refused_at_a_replacement_is_tried_once_for_all_and_ends_lasting_lanes_too() -> None:
-    starts = Starts(refused_from=3)
+    starts = Starts(fails_from=3)
     with Lanes(starts, (2, 1), lane_work.die, lasting=True) as running:
         list(running.events())
     assert starts.count == 3
     assert isinstance(running.failure, LoginError)
+
+
+def test_a_system_that_gives_no_process_is_told_and_ends_no_lane_unnoticed(tmp_path: Path) -> None:
+    starts = Starts(fails_from=2, failure=OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    with Lanes(starts, (1, 1), lane_work.lose_login_once, tmp_path) as running:
+        *_, last = running.events()
+    assert isinstance(last, Failed)
+    assert "the system gives no worker: Cannot allocate memory" in last.error.message
+    assert running.failure is last.error
