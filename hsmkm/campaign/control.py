@@ -11,7 +11,7 @@ from hsmkm.campaign.eligible import WORKER, kind_of
 from hsmkm.campaign.fitness import Faults, Fitness
 from hsmkm.campaign.terms import Terms
 from hsmkm.errors import RefusedError
-from hsmkm.steps.approve import require_approval
+from hsmkm.steps.approve import is_required, of_meters, require_approval
 from hsmkm.steps.party import Party
 from hsmkm.store import campaigns, fleet
 from hsmkm.store.campaign import Campaign, CampaignState, Counts, Standing
@@ -47,11 +47,20 @@ def start(party: Party, name: str, approval: str = "") -> Status:
     if not campaign.settings.get("leave_out"):
         with party.store.read() as tx:
             _refuse_unfit(tx, party, campaign, terms)
+    request = _request(party, campaign, terms)
     with party.store.begin(START, name, kind_of(party)) as tx:
-        request = {**terms.settings(), "count": sum(campaigns.counts(tx, campaign.id).values())}
         require_approval(tx, party, START, name, request, approval or None)
         started = _run(tx, party, campaign)
         return status(tx, started)
+
+
+def _request(party: Party, campaign: Campaign, terms: Terms) -> dict[str, object]:
+    """Say what a second officer approves, where the policy asks for it: the terms, and just which meters."""
+    with party.store.read() as tx:
+        if not is_required(tx, party.settings, START):
+            return {}
+        _, meters = of_meters(title.hex().upper() for title in _waiting(tx, campaign))
+        return {**terms.settings(), **meters}
 
 
 _RESUMABLE = (CampaignState.PAUSED, CampaignState.STOPPED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,7 +137,9 @@ def test_the_policy_can_ask_for_an_approval_of_the_start(street: Street, chosen:
     with pytest.raises(approve.ApprovalRequiredError) as caught:
         control.start(strict, NAME)
     assert isinstance(caught.value, PolicyError)
-    assert f"approval request campaign-start {NAME}" in caught.value.hint
+    *_, action, name, _, request = shlex.split(caught.value.hint)
+    assert (action, name) == ("campaign-start", NAME)
+    assert json.loads(request) == {**terms().settings(), "meters": sorted((ONE, OTHER))}
     assert standing(party)[0] is CampaignState.CREATED
 
 
