@@ -11,7 +11,7 @@ from pathlib import Path
 from bench_lab import Lab, Loop
 from bench_line import Line
 
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hsmkm.steps import deliver
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.store import key_sets, key_states, meters
@@ -116,7 +116,7 @@ class Lab:
         """Give the keys that the store calls in force, as a package that it makes has them."""
         found: dict[str, Keys] = {}
         for some in _parts(self.titles):
-            found |= opener.open(deliver.export(party, "delivery", LINE, some, None).path)
+            found |= opener.open(export(party, "delivery", LINE, some, None).path)
         return found
 
     @contextmanager

@@ -30,7 +30,8 @@ from million_lab import ACTOR, Lab, LabError, Plan, Record, peaks
 
 from hsmkm.cli import frame
 from hsmkm.cli.meter import show_meter
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file

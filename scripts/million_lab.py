@@ -20,7 +20,7 @@ from bench_lab import children_of
 from fleet_files import write_fleet
 from million_work import process
 
-from hsmkm.steps import deliver
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party, open_party
 from hsmkm.token.workers import Worker
 from tests import postgresql
@@ -105,7 +105,7 @@ class Lab:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with self.realm.open("factory") as party:
-            package = deliver.export(party, "delivery", OPENER, tuple(titles), None).path
+            package = export(party, "delivery", OPENER, tuple(titles), None).path
         keys = PackageOpener.of(self.realm).open(package)
         first, states = write_fleet(folder, titles, self.realm.initial_keys(), keys)
         files = ("--states", states, "--places", folder / "places")

@@ -21,7 +21,8 @@ from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import MeterState, load, save_to
 from hsmkm.steps.communicate import read
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party, open_listing
 from hsmkm.steps.provision import provision

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsmkm.steps.communicate import find_meter
-from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import introduce
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.permit import permit
 from hsmkm.steps.receive import receive_file

@@ -16,12 +16,14 @@ from hsmkm.steps.results import Taken
 if TYPE_CHECKING:
     from hsmkm.packages import receive as reading
     from hsmkm.pki import certificates
-    from hsmkm.steps import deliver, party, receive, tell
+    from hsmkm.steps import deliver, exporting, party, receive, tell
     from hsmkm.store import packages
 else:
     (reading,) = deferred("hsmkm.packages", "receive")
     (certificates,) = deferred("hsmkm.pki", "certificates")
-    deliver, party, receive, tell = deferred("hsmkm.steps", "deliver", "party", "receive", "tell")
+    deliver, exporting, party, receive, tell = deferred(
+        "hsmkm.steps", "deliver", "exporting", "party", "receive", "tell"
+    )
     (packages,) = deferred("hsmkm.store", "packages")
 
 app = typer.Typer(help="Key packages between parties, and their receipts.", no_args_is_help=True)
@@ -41,7 +43,7 @@ def export(
     The keys are wrapped for it, and the signed package is written to HOME/packages.
     """
     with party_worker() as worker:
-        sent = worker.call(deliver.export, purpose, to, tuple(meters or ()), order, named(approval))
+        sent = worker.call(exporting.export, purpose, to, tuple(meters or ()), order, named(approval))
     show(
         [{"package": sent.id, "purpose": sent.purpose, "to": sent.recipient, "meters": sent.meters, "file": sent.path}],
         ("package", "purpose", "to", "meters", "file"),

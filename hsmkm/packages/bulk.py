@@ -40,9 +40,11 @@ class EntryWriter:
         self._like = like
         self._keys = tuple(keys)
         document = like.document() | {"serial": _MARK, "system_title": _MARK}
-        document["keys"] = {
-            role.value: {"identity": _MARK, "wrapped": _MARK, "under": under(purpose, role).value} for role, _ in keys
-        }
+        if keys:
+            document["keys"] = {
+                role.value: {"identity": _MARK, "wrapped": _MARK, "under": under(purpose, role).value}
+                for role, _ in keys
+            }
         self._parts = canonical(document).decode().split(json.dumps(_MARK)[1:-1])
         lengths = [octets + WRAP_OVERHEAD for _, octets in keys]
         named = sorted(range(len(lengths)), key=lambda place: keys[place][0].value)

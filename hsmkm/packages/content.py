@@ -24,7 +24,8 @@ from enum import StrEnum
 
 from hsmkm.errors import Fault, InputError
 from hsmkm.packages.fields import Fields, decode_base64, time_text
-from hsmkm.packages.strict_json import MAX_INTEGER, canonical, parse
+from hsmkm.packages.quick import QuickReader
+from hsmkm.packages.strict_json import MAX_INTEGER, Value, canonical, parse
 from hsmkm.store.key_set import SHARED_BY_GROUP
 from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, SecretRole, key_octets
 
@@ -203,6 +204,34 @@ class PackageContent:
 
 def parse_content(data: bytes) -> PackageContent:
     """Read the content of a package; raise InputError with every fault of its form."""
+    return _parse_quickly(data) or _parse_strictly(data)
+
+
+def _parse_quickly(data: bytes) -> PackageContent | None:
+    """Read a content that is canonical, whose entries are alike and in which nothing is wrong; nothing of another."""
+    reader = QuickReader(_read_alone)
+    if len(data) > MAX_CONTENT or not reader.read(data) or len(reader.entries) > MAX_METERS:
+        return None
+    faults: list[str] = []
+    try:
+        fields = Fields(parse(reader.around.encode(), MAX_CONTENT, "the package content"), "", faults)
+    except InputError:
+        return None
+    fields.exactly((*HEADER, "meters"), ("transport",))
+    header, info = _read_frame(fields)
+    if faults or fields.value("meters") != [] or any(_whole_faults(PackageContent(header, info, reader.known))):
+        return None
+    return PackageContent(header, info, tuple(reader.entries))
+
+
+def _read_alone(value: Value) -> MeterEntry | None:
+    """Read an entry; nothing for one with a fault."""
+    faults: list[str] = []
+    entry = _meter(Fields(value, "", faults))
+    return None if faults else entry
+
+
+def _parse_strictly(data: bytes) -> PackageContent:
     document = parse(data, MAX_CONTENT, "the package content")
     faults: list[str] = []
     content = _content(Fields(document, "", faults))
@@ -216,9 +245,11 @@ def parse_content(data: bytes) -> PackageContent:
 
 def _content(fields: Fields) -> PackageContent:
     fields.exactly((*HEADER, "meters"), ("transport",))
-    header = read_header(fields)
-    info = read_transport(fields.inner("transport")) if fields.has("transport") else b""
-    return PackageContent(header, info, tuple(_meters(fields)))
+    return PackageContent(*_read_frame(fields), tuple(_meters(fields)))
+
+
+def _read_frame(fields: Fields) -> tuple[PackageHeader, bytes]:
+    return read_header(fields), read_transport(fields.inner("transport")) if fields.has("transport") else b""
 
 
 HEADER = ("format", "id", "sequence", "created", "expires", "purpose", "sender", "recipient")

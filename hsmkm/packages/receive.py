@@ -11,24 +11,29 @@ themselves are tried only when all before them is right.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsmkm.errors import InputError, IntegrityError, RefusedError
+from hsmkm.packages.arrivals import Arrivals, NewSets, Received
 from hsmkm.packages.container import Signed, open_container
-from hsmkm.packages.content import MeterEntry, PackageContent, PackageHeader, Peer, Purpose, WrappedKey, parse_content
+from hsmkm.packages.content import MAX_METERS, PackageContent, PackageHeader, Peer, Purpose, parse_content
 from hsmkm.packages.roles import flag_reasons, role_reasons
 from hsmkm.packages.send import suite_reasons
-from hsmkm.packages.transport import issuer_and_serial, open_package_key, parse_recipient_info, recipient_reasons
+from hsmkm.packages.taking import Carried, Labour, take_key_sets
+from hsmkm.packages.transport import issuer_and_serial, parse_recipient_info, recipient_reasons
 from hsmkm.pki.certificates import fingerprint, holder, public_key
 from hsmkm.pki.trust import TrustStore
-from hsmkm.store.key_set import MAX_GENERATION_STEP, KeySet, KeySetRef, KeyState, StoredKey, authenticate
+from hsmkm.store.holders import Giving
+from hsmkm.store.key_set import MAX_GENERATION_STEP
 from hsmkm.store.meter import Meter
-from hsmkm.token.keys import KeyHandle
 from hsmkm.token.vault import Vault
 
 MAX_UNTRUSTED = 1 << 20
@@ -93,22 +98,18 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """One entry of a package: the meter, and its keys under our own storage key with their MAC."""
-
-    entry: MeterEntry
-    meter: Meter
-    key_set: KeySet | None
-
-
-@dataclass(frozen=True, slots=True)
 class Opened:
-    """A package that was accepted, ready for the one transaction that takes it."""
+    """A package that was accepted, ready for the one transaction that takes it.
+
+    `new_sets` and `giving` say what `meters` do as it is stored: the key sets, and who gave them.
+    """
 
     header: PackageHeader
     sender: str
     sha256: bytes
     meters: tuple[Received, ...]
+    new_sets: tuple[NewSets, ...]
+    giving: Giving
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,10 @@ def inspect_package(data: bytes) -> Inspected:
     return Inspected(parse_content(signed.content), signed, hashlib.sha256(data).digest())
 
 
-def open_package(vault: Vault, registry: Registry, receiver: Receiver, data: bytes, now: datetime) -> Opened:
-    """Check a package and bring its keys under our storage key.
+def open_package(
+    vault: Vault, registry: Registry, receiver: Receiver, data: bytes, now: datetime, labour: Labour | None = None
+) -> Opened:
+    """Check a package and bring its keys under our storage key; `labour` does that for many.
 
     Raises InputError and IntegrityError where the container cannot be read or its signature does not hold, and
     PackageRefusedError with every reason for everything else. A package that was taken before is refused for its
@@ -157,8 +160,14 @@ def open_package(vault: Vault, registry: Registry, receiver: Receiver, data: byt
         reasons += _meter_reasons(content, registry)
     if content is None or sender is None or reasons:
         raise _refused(content, reasons)
-    meters = _open_meters(vault, registry, receiver, content)
-    return Opened(content.header, sender.name, hashlib.sha256(data).digest(), meters)
+    giving = Giving(sender.name, content.header.id, now)
+    arrivals = Arrivals(registry, content.meters, giving)
+    if content.has_keys:
+        _open_meters(vault, receiver, content, arrivals, labour)
+    else:
+        deque(arrivals.lots(MAX_METERS), maxlen=0)
+    sha256 = hashlib.sha256(data).digest()
+    return Opened(content.header, sender.name, sha256, arrivals.received(), tuple(arrivals.new_sets), giving)
 
 
 def _refused(content: PackageContent | None, reasons: list[str]) -> PackageRefusedError:
@@ -242,54 +251,25 @@ def _meter_reasons(content: PackageContent, registry: Registry) -> Iterator[str]
             yield f"{entry.place}: serial number, model or suite differ from what is known of this meter"
 
 
-def _open_meters(vault: Vault, registry: Registry, receiver: Receiver, content: PackageContent) -> tuple[Received, ...]:
-    if not content.has_keys:
-        return tuple(Received(entry, _meter(registry, entry), None) for entry in content.meters)
-    faults: list[str] = []
-    info, ukm = content.recipient_info, content.header.ukm()
-    ours = receiver.key_for(parse_recipient_info(info).recipient)
+def _open_meters(
+    vault: Vault, receiver: Receiver, content: PackageContent, arrivals: Arrivals, labour: Labour | None
+) -> None:
+    """Bring the keys of all meters under our storage keys; PackageRefusedError names each that does not unwrap."""
+    ours = receiver.key_for(parse_recipient_info(content.recipient_info).recipient)
+    certificate = ours.certificate.public_bytes(Encoding.DER)
+    carried = Carried(ours.label, certificate, content.recipient_info, content.header.ukm())
+    sets = sum(1 for entry in content.meters if entry.keys)
     try:
-        package_key = open_package_key(vault, ours.label, ours.certificate, info, ukm)
+        package_key = carried.open(vault)
     except IntegrityError as error:
         raise _refused(content, ["the package key does not unwrap: it was altered or made for another key"]) from error
     with package_key:
-        received = [_open_meter(vault, package_key, registry, entry, faults) for entry in content.meters]
-    if faults:
-        raise _refused(content, faults)
-    return tuple(received)
-
-
-def _open_meter(
-    vault: Vault, package_key: KeyHandle, registry: Registry, entry: MeterEntry, faults: list[str]
-) -> Received:
-    """Bring one meter's keys under our storage key; what does not unwrap is added to `faults`."""
-    meter = _meter(registry, entry)
-    sealed: list[tuple[StoredKey, int]] = []
-    for key in entry.keys:
-        try:
-            sealed.append(_reseal(vault, package_key, key, entry.suite))
-        except IntegrityError:
-            faults.append(f"{entry.place}: {key.role} does not unwrap")
-    if faults or not sealed:
-        return Received(entry, meter, None)
-    numbers = {number for _key, number in sealed}
-    if len(numbers) != 1:
-        raise IntegrityError("the storage keys have different numbers", hint="hsmkm token doctor says more")
-    ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
-    keys = tuple(key for key, _number in sealed)
-    key_set = KeySet(ref, entry.suite, numbers.pop(), KeyState(entry.state), keys)
-    return Received(entry, meter, authenticate(vault, key_set, meter))
-
-
-def _reseal(vault: Vault, package_key: KeyHandle, key: WrappedKey, suite: int) -> tuple[StoredKey, int]:
-    with vault.unwrap(package_key, key.wrapped, key.role, suite) as handle:
-        sealed = vault.seal(handle)
-    return StoredKey(key.role, key.identity, sealed.wrapped), sealed.storage_key
-
-
-def _meter(registry: Registry, entry: MeterEntry) -> Meter:
-    """Return the meter as we know it, else as the package tells it."""
-    known = registry.meter(entry.system_title)
-    if known is not None:
-        return known
-    return Meter(entry.system_title, entry.serial, entry.model, entry.suite, address=entry.address or None)
+        alone = labour is None or sets <= labour.batch
+        for lot in arrivals.lots(MAX_METERS) if alone else ():
+            arrivals.take(take_key_sets(vault, package_key, lot))
+    if labour is not None and not alone:
+        with closing(labour.take(sets, carried, arrivals.lots(labour.batch))) as answers:
+            for taken in answers:
+                arrivals.take(taken)
+    if reasons := arrivals.reasons():
+        raise _refused(content, reasons)

@@ -90,7 +90,7 @@ def given_by(entries: Iterable[MeterEntry]) -> Iterator[tuple[Place, Sequence[by
 
 
 def store_opened(tx: Transaction, opened: Opened) -> None:
-    """Store the meters and key sets of an opened package; the caller adds the package's row in the same transaction.
+    """Store the meters and key sets of an opened package, and who gave them; the caller adds the package's row with it.
 
     Raises RefusedError where a key set came in meanwhile, and then nothing of the package is stored.
     """
@@ -101,9 +101,12 @@ def store_opened(tx: Transaction, opened: Opened) -> None:
         if meter.system_title in present:
             continue
         present.add(meter.system_title)
-        if received.key_set is None or meter != Meter(*meter.identity):
-            meters.add(tx, meter, own_mac=received.key_set is None)
+        changed = (meter.address, meter.concentrator, meter.registered, meter.state) != (None, None, None, None)
+        if received.taken is None or changed:
+            meters.add(tx, meter, own_mac=received.taken is None)
         else:
             bare.append(meter)
     meters.add_many(tx, bare)
-    key_sets.add_many(tx, [received.key_set for received in opened.meters if received.key_set is not None])
+    for new in opened.new_sets:
+        key_sets.add_bulk(tx, new.form, new.keys, new.sets)
+    opened.giving.note(tx)

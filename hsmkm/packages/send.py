@@ -47,7 +47,7 @@ from hsmkm.token.vault import Vault
 
 LIFETIME = timedelta(days=30)
 
-_NOT_GIVEN = frozenset({KeyRole.MASTER})
+NOT_DISTRIBUTED: frozenset[MeterRole] = frozenset({KeyRole.MASTER})
 """What a distribution never carries."""
 
 
@@ -283,7 +283,7 @@ def _filled(vault: Vault, package_key: KeyHandle, header: PackageHeader, one: Ou
     key_set, purpose = one.key_set, header.purpose
     if key_set is None:
         return one.entry
-    roles = [key.role for key in key_set.keys if purpose is not Purpose.DISTRIBUTION or key.role not in _NOT_GIVEN]
+    roles = [key.role for key in key_set.keys if purpose is not Purpose.DISTRIBUTION or key.role not in NOT_DISTRIBUTED]
     if header.recipient.role == THIRD_PARTY:
         roles = [role for role in roles if role in FOR_THIRD_PARTIES]
     with ExitStack() as handles:

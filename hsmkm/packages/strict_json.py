@@ -42,6 +42,15 @@ def parse(data: bytes, limit: int, what: str) -> Value:
     return value
 
 
+def parse_at(text: str, at: int) -> tuple[Value, int]:
+    """Parse the value that begins at a place of a text without escapes, and tell where it ends; ValueError."""
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value, end
+
+
 def _object(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -65,3 +74,6 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse, parse_constant=_refuse)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hsmkm.durable_file import sync_folder
-from hsmkm.errors import InputError, PolicyError, RefusedError
-from hsmkm.packages.content import THIRD_PARTY, PackageHeader, Purpose
+from hsmkm.errors import PolicyError, RefusedError
+from hsmkm.packages.content import PackageHeader, Purpose
 from hsmkm.packages.receipt import open_receipt
 from hsmkm.packages.registry import given_by, pinned_signers, registered_recipient
 from hsmkm.packages.send import (
@@ -30,7 +30,6 @@ from hsmkm.packages.send import (
     build_package,
     check_receipt,
     new_header,
-    outgoing,
 )
 from hsmkm.pki.slots import P256, Slot, curve_for
 from hsmkm.pki.trust import TrustStore
@@ -40,7 +39,7 @@ from hsmkm.steps.handed_over import end_transfer
 from hsmkm.steps.meter_certificates import accepted_certificates
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Sent
-from hsmkm.store import groups, holders, key_sets, meters, models, packages, parties, permissions, renewals
+from hsmkm.store import holders, key_sets, models, packages, renewals
 from hsmkm.store.key_set import KeySet, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import Direction, PackageRecord
@@ -79,7 +78,7 @@ def header_for(party: Party, purpose: Purpose, sender: Signatory, to: Recipient,
     return new_header(purpose, sequence + after, sender.peer, to.peer, utc_now(), lifetime)
 
 
-def _nothing_else(_tx: Transaction) -> None:
+def nothing_else(_tx: Transaction) -> None:
     """Record the package alone."""
 
 
@@ -88,7 +87,7 @@ def send(
     purpose: Purpose,
     to: str,
     content: Sequence[Outgoing],
-    also: Callable[[Transaction], None] = _nothing_else,
+    also: Callable[[Transaction], None] = nothing_else,
     approval: str = "",
 ) -> Sent:
     """Build a package for a registered party, record it, together with `also`, and write it to HOME/packages.
@@ -223,49 +222,6 @@ def _write_partial(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None, approval: str = "") -> Sent:
-    """Export meters by name, or those of an order, to a registered party.
-
-    Each is given with its newest generation in force, in every association that there are keys of; RefusedError names
-    each meter whose keys are in doubt or missing. A third party gets the GAK and the certificates alone, of meters that
-    it may reach; PolicyError names another.
-    """
-    try:
-        kind = Purpose(purpose)
-    except ValueError as error:
-        known = ", ".join(item.value for item in Purpose)
-        raise InputError(f"unknown purpose {purpose!r}", hint=f"use one of {known}") from error
-    if kind is Purpose.TRANSFER:
-        raise RefusedError("a transfer changes the owner of meters", hint=f"hsmkm meter transfer METER --to {to}")
-    if kind is Purpose.MIGRATION:
-        raise RefusedError("a migration takes the whole home, with its counters", hint="hsmkm token migrate --to")
-    content, reasons = [], []
-    trust = trust_of(party)
-    with party.store.read() as tx:
-        third = parties.require(tx, to).role == THIRD_PARTY
-        selected = _selected(tx, names, order)
-        for meter in selected if third else ():
-            permissions.check(tx, to, meter.system_title)
-        places = groups.places_of(tx, [meter.system_title for meter in selected])
-        for meter, found in zip(selected, exportable(tx, selected), strict=True):
-            if isinstance(found, str):
-                reasons.append(found)
-            else:
-                given = [_given(meter, item, places.get(meter.system_title, ()), third=third) for item in found]
-                content += [with_certificates(tx, trust, given[0]), *given[1:]]
-    if reasons:
-        raise RefusedError("not every meter can be exported, and none was", reasons, hint="hsmkm resolve --all")
-    if not content:
-        raise InputError("no meter is selected", hint="name meters, or an order with --order")
-    return send(party, kind, to, content, approval=approval)
-
-
-def _given(meter: Meter, item: tuple[KeySet, KeyState], places: Sequence[groups.Member], *, third: bool) -> Outgoing:
-    ref = item[0].ref
-    group = groups.group_among(places, ref.security_setup, ref.client)
-    return outgoing(meter, *item, group=group, address="" if third else None)
-
-
 def with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Outgoing:
     """Give a meter's certificates along with it, where it is of a suite that has them."""
     entry = item.entry
@@ -275,49 +231,61 @@ def with_certificates(tx: Transaction, trust: TrustStore, item: Outgoing) -> Out
     return replace(item, entry=replace(entry, certificates=accepted_certificates(tx, trust, title, entry.suite)))
 
 
-def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> list[Meter]:
-    found = [meters.find(tx, name) for name in names]
-    after = b""
-    while order is not None and (page := meters.listing(tx, after=after, order=order)):
-        found += page
-        after = page[-1].system_title
-    return found
-
-
 def exportable(tx: Transaction, wanted: Sequence[Meter]) -> list[_InForce | str]:
     """Give each meter's key sets in force, one for each association that has any, or say why it is not given."""
-    busy = renewals.under_way(tx, [meter.system_title for meter in wanted])
-    idle = [meter.system_title for meter in wanted if meter.at_rest is None and meter.system_title not in busy]
-    held = key_sets.for_meters(tx, idle)
+    busy = busy_meters(tx, wanted)
+    held = key_sets.for_meters(tx, [meter.system_title for meter in wanted if meter.system_title not in busy])
     initial = {model: models.initial_identities(tx, model) for model in sorted({meter.model for meter in wanted})}
-    found: list[_InForce | str] = []
+    return [
+        busy.get(meter.system_title) or _in_force(meter, held.get(meter.system_title, []), initial[meter.model])
+        for meter in wanted
+    ]
+
+
+def busy_meters(tx: Transaction, wanted: Sequence[Meter]) -> dict[bytes, str]:
+    """Say of meters, by system title, why they are not given whatever keys they have."""
+    in_doubt = renewals.under_way(tx, [meter.system_title for meter in wanted])
+    busy = {meter.system_title: f"meter {meter.title}: it is {meter.at_rest}" for meter in wanted if meter.at_rest}
     for meter in wanted:
-        if meter.at_rest is not None:
-            found.append(f"meter {meter.title}: it is {meter.at_rest}")
-        elif meter.system_title in busy:
-            found.append(f"meter {meter.title}: its keys are in doubt, a renewal is not finished")
-        else:
-            found.append(_in_force(meter, held.get(meter.system_title, []), initial[meter.model]))
-    return found
+        if meter.system_title in in_doubt and meter.at_rest is None:
+            busy[meter.system_title] = f"meter {meter.title}: its keys are in doubt, a renewal is not finished"
+    return busy
 
 
 def _in_force(meter: Meter, held: _InForce, initial: set[bytes]) -> _InForce | str:
-    found: dict[tuple[int, int], tuple[KeySet, KeyState]] = {}
+    chosen = in_force(meter, [(item.ref.security_setup, item.ref.client, state) for item, state in held])
+    if isinstance(chosen, str):
+        return chosen
+    found = [held[place] for place in chosen]
+    if not initial.isdisjoint(key.identity for key_set, _ in found for key in key_set.keys):
+        return not_injected(meter)
+    return found
+
+
+def in_force(meter: Meter, held: Sequence[tuple[int, int, KeyState]]) -> list[int] | str:
+    """Tell which of a meter's key sets are in force, one for each association that has any, or why it is not given.
+
+    They are told by security setup, client and state, in the order of their generations.
+    """
+    found: dict[tuple[int, int], int] = {}
     lost: set[tuple[int, int]] = set()
-    for key_set, state in held:
-        place = key_set.ref.security_setup, key_set.ref.client
+    for number, (setup, client, state) in enumerate(held):
+        place = setup, client
         if state is KeyState.COMPROMISED:
             lost.add(place)
-        in_force = found[place][1] is KeyState.ACTIVE if place in found else False
-        if state is KeyState.ACTIVE or (state is KeyState.PRE_ACTIVE and not in_force):
-            found[place] = key_set, state
-    if any(place not in found or found[place][1] is not KeyState.ACTIVE for place in lost):
+        is_active = place in found and held[found[place]][2] is KeyState.ACTIVE
+        if state is KeyState.ACTIVE or (state is KeyState.PRE_ACTIVE and not is_active):
+            found[place] = number
+    if any(place not in found or held[found[place]][2] is not KeyState.ACTIVE for place in lost):
         return f"meter {meter.title}: its keys are compromised, hsmkm renew --urgent replaces them"
     if not found:
         return f"meter {meter.title}: there are no keys in force"
-    if not initial.isdisjoint(key.identity for key_set, _ in found.values() for key in key_set.keys):
-        return f"meter {meter.title}: it still holds keys that its model comes with, inject it"
     return [found[place] for place in sorted(found)]
+
+
+def not_injected(meter: Meter) -> str:
+    """Say why a meter with its model's initial keys is not given."""
+    return f"meter {meter.title}: it still holds keys that its model comes with, inject it"
 
 
 def accept_receipt(party: Party, data: bytes, expected: str = "") -> tuple[PackageRecord, bool]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from hsmkm.packages.arrivals import Received
 from hsmkm.packages.content import MeterEntry, Purpose
-from hsmkm.packages.receive import Received
 from hsmkm.store import key_sets, key_states, meters
 from hsmkm.store.key_set import KeySetRef, KeyState
 from hsmkm.store.meter import MeterState
@@ -23,6 +23,8 @@ LIVING = (KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.SUSPENDED, KeyState.DEA
 def follow(tx: Transaction, item: Received, purpose: Purpose) -> None:
     """Take a meter's new address from its AIM, and bring the generation into the state that the package says."""
     entry = item.entry
+    if purpose is Purpose.DELIVERY and entry.state != KeyState.ACTIVE.value:
+        return
     ref = KeySetRef(entry.system_title, entry.security_setup, entry.client, entry.generation)
     if purpose is Purpose.DISTRIBUTION:
         _distributed(tx, entry)

@@ -7,6 +7,7 @@ without asking its source again, and end when it does.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class Hands:
         self._vault = vault
         self._token_seconds = token_seconds
         self._pool: WorkerPool[Hand] | None = None
+        self._starting = threading.Lock()
         self.shape = shape
 
     def work(
@@ -70,8 +72,9 @@ class Hands:
         if meters <= self.shape.batch:
             hand = Hand(self._vault)
             return (function(hand, *batch) for batch in batches)
-        if self._pool is None:
-            self._pool = self._start(self._vault.session)
+        with self._starting:
+            if self._pool is None:
+                self._pool = self._start(self._vault.session)
         return self._pool.map(function, batches)
 
     def _start(self, session: TokenSession) -> WorkerPool[Hand]:

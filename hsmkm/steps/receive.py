@@ -25,7 +25,7 @@ from hsmkm.packages.receive import (
     Receiver,
     open_package,
 )
-from hsmkm.packages.registry import StoreRegistry, given_by, store_opened
+from hsmkm.packages.registry import StoreRegistry, store_opened
 from hsmkm.packages.send import Signatory
 from hsmkm.pki.certificates import parse_certificate, public_key
 from hsmkm.pki.slots import P256, SLOTS, Slot, curve_of
@@ -34,10 +34,11 @@ from hsmkm.steps.deliver import signatory
 from hsmkm.steps.follow import follow
 from hsmkm.steps.group_members import learn
 from hsmkm.steps.handed_over import begin_ownership
+from hsmkm.steps.inbound import HandsLabour
 from hsmkm.steps.meter_certificates import check_meter_certificate, profile_of, take_meter_certificate
 from hsmkm.steps.party import Party, utc_now
 from hsmkm.steps.results import Taken
-from hsmkm.store import holders, packages
+from hsmkm.store import packages
 from hsmkm.store.packages import Direction, PackageRecord
 
 TAKEN = "taken"
@@ -73,7 +74,8 @@ def receive(party: Party, data: bytes) -> Taken:
     if known is not None:
         return _receipted(party, known, data)
     with party.store.read() as tx:
-        opened = open_package(party.vault, StoreRegistry(tx), _receiver(party), data, utc_now())
+        registry, labour = StoreRegistry(tx), HandsLabour(party.hands)
+        opened = open_package(party.vault, registry, _receiver(party), data, utc_now(), labour)
     certified = _certified(party, opened)
     try:
         record = _take(party, opened, certified)
@@ -167,12 +169,10 @@ def _take(party: Party, opened: Opened, certified: Sequence[_Certified]) -> Pack
     with party.store.begin("package-take", opened.sender, detail) as tx:
         packages.add(tx, record)
         store_opened(tx, opened)
-        kept = (item.entry for item in opened.meters if item.key_set is not None)
-        holders.add_sets(tx, opened.sender, header.id, given_by(kept))
         for item in opened.meters:
             follow(tx, item, header.purpose)
-            if item.key_set is not None and header.purpose is Purpose.TRANSFER:
-                begin_ownership(party, tx, item.key_set, opened.sender)
+            if header.purpose is Purpose.TRANSFER and (key_set := item.key_set) is not None:
+                begin_ownership(party, tx, key_set, opened.sender)
         learn(tx, opened.sender, [item.entry for item in opened.meters])
         for certificate, title, profile in certified:
             take_meter_certificate(tx, certificate, title, profile)

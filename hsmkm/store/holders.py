@@ -77,26 +77,47 @@ def add_many(tx: Transaction, given: Iterable[Holder]) -> int:
     return tx.insert_rows(table, COLUMNS, sorted(rows))
 
 
+class Giving:
+    """What a package gives, laid out as its key sets become known; noted at once in the transaction of the package."""
+
+    def __init__(self, party: str, package_id: str, moment: datetime) -> None:
+        now = to_seconds(moment)
+        self._package_id = package_id
+        self._before = item(LABEL) + item(bytes(IDENTITY_OCTETS))[:-IDENTITY_OCTETS]
+        self._tail = b"".join([item(value) for value in (party, package_id, now)])
+        self._cells = party, package_id, now
+        self._rows: list[tuple[bytes | str | int | None, ...]] = []
+        self._of_meters: dict[bytes, list[bytes]] = {}
+
+    def add(self, sets: Iterable[tuple[Place, Sequence[bytes]]]) -> None:
+        """Lay out key sets by their place, each with the identities of its keys."""
+        before, tail, cells, of_meters = self._before, self._tail, self._cells, self._of_meters
+        rows: list[tuple[bytes | str | int | None, ...]] = []
+        for (title, *numbers), identities in sets:
+            place = item(title) + b"".join([item(number) for number in numbers]) + tail
+            of_meters.setdefault(title, []).extend([before + identity + place for identity in identities])
+            rows += [(identity, title, *numbers, *cells) for identity in identities]
+        rows.sort()  # and so the last sort has little left to do
+        self._rows += rows
+
+    def note(self, tx: Transaction) -> int:
+        """Note it all, and return how many keys that is; RefusedError where one was noted already."""
+        if not self._rows:
+            return 0
+        meters = sorted(self._of_meters.items())
+        entries = b"".join([title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in meters])
+        tx.effect(entries)
+        digest = hashlib.sha256(entries).digest()
+        LISTS.insert(tx, {"package_id": self._package_id, "meters": entries, "digest": digest})
+        self._rows.sort()
+        return tx.insert_rows(table, COLUMNS, self._rows)
+
+
 def add_sets(tx: Transaction, party: str, package_id: str, sets: Iterable[tuple[Place, Sequence[bytes]]]) -> int:
     """Note what a package gives, as `add_many`: key sets by their place, each with the identities of its keys."""
-    now = to_seconds(tx.now)
-    tail = b"".join([item(value) for value in (party, package_id, now)])
-    before = item(LABEL) + item(bytes(IDENTITY_OCTETS))[:-IDENTITY_OCTETS]
-    rows: list[tuple[bytes | str | int | None, ...]] = []
-    of_meters: dict[bytes, list[bytes]] = {}
-    for (title, *numbers), identities in sets:
-        place = item(title) + b"".join([item(number) for number in numbers]) + tail
-        of_meters.setdefault(title, []).extend([before + identity + place for identity in identities])
-        rows += [(identity, title, *numbers, party, package_id, now) for identity in identities]
-    if not of_meters:
-        return 0
-    entries = b"".join(
-        title + hashlib.sha256(b"".join(sorted(its))).digest() for title, its in sorted(of_meters.items())
-    )
-    tx.effect(entries)
-    LISTS.insert(tx, {"package_id": package_id, "meters": entries, "digest": hashlib.sha256(entries).digest()})
-    rows.sort()
-    return tx.insert_rows(table, COLUMNS, rows)
+    giving = Giving(party, package_id, tx.now)
+    giving.add(sets)
+    return giving.note(tx)
 
 
 def for_key(tx: Transaction, identity: bytes, *, after: bytes = b"", meters: int | None = None) -> list[Holder]:

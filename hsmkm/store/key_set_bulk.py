@@ -46,15 +46,31 @@ class Form:
         return tuple(found)
 
 
-class FormEncoder:
-    """Encodes sets of a form under numbered storage and integrity keys."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What stored sets have in common: their form, the numbers of their keys, and the second when they are due."""
 
-    def __init__(self, form: Form, storage_key: int, key_number: int) -> None:
+    form: Form
+    storage_key: int
+    integrity_key: int
+    destroy_after: int | None
+
+    def encoder(self) -> FormEncoder:
+        """Give what encodes sets of this kind."""
+        return FormEncoder(self.form, self.storage_key, self.integrity_key, self.destroy_after)
+
+
+class FormEncoder:
+    """Encodes sets of a form under numbered storage and integrity keys, due for destruction at a second, or not yet."""
+
+    def __init__(self, form: Form, storage_key: int, key_number: int, destroy_after: int | None = None) -> None:
         self._head = encode(LABEL, MECHANISM, key_number)
         self._place = b"".join(map(item, (form.security_setup, form.client, form.generation)))
         shared = (form.model, form.order, form.suite, form.suite, storage_key, form.state.value, len(form.keys))
         self._shared = b"".join(map(item, shared))
         self._keys = tuple(_keys(form))
+        self._tail = b"" if destroy_after is None else item(destroy_after)
+        self._identities, self._wrapped = form.slices(identity=True), form.slices(identity=False)
 
     def encode(self, system_title: bytes, serial: str, identities: bytes, sealed: bytes) -> tuple[bytes, bytes]:
         """Give what the row holds of the keys, and what the MAC covers; both inputs have the keys in the form's order.
@@ -67,7 +83,18 @@ class FormEncoder:
             born, wrapped = identities[identity], sealed[wrapping]
             row += (number, born, octets, wrapped)
             covered += (role, born, length, wrapped)
+        covered.append(self._tail)
         return b"".join(row), b"".join(covered)
+
+    def covered(self, system_title: bytes, serial: str, stored: bytes) -> bytes:
+        """Give what the MAC covers of a set that is stored in this form."""
+        parts: list[bytes] = [self._head, item(system_title), self._place, item(serial), self._shared]
+        for (_, role, _, length, _, _), identity, wrapped in zip(
+            self._keys, self._identities, self._wrapped, strict=True
+        ):
+            parts += (role, stored[identity], length, stored[wrapped])
+        parts.append(self._tail)
+        return b"".join(parts)
 
 
 def _keys(form: Form) -> Iterator[tuple[bytes, bytes, bytes, bytes, slice, slice]]:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 from hsmkm.errors import PolicyError, TokenRefusedError
 from hsmkm.token import ckr
 from hsmkm.token.keyring import INTEGRITY
+from hsmkm.token.macs import Macs
 from hsmkm.token.template import ffi
-from hsmkm.token.types import MAC_OCTETS, CarrierRole, KeyRole, MeterRole
+from hsmkm.token.types import CarrierRole, KeyRole, MeterRole
 from hsmkm.token.vault import WRAP_OVERHEAD
 
 if TYPE_CHECKING:
@@ -72,15 +73,11 @@ class Births:
         self._handle = session.handle
         functions = session.functions
         self._generate, self._wrap = functions["C_GenerateKey"], functions["C_WrapKey"]
-        self._sign_init, self._sign = functions["C_SignInit"], functions["C_Sign"]
         self._destroy = functions["C_DestroyObject"]
         self._keys = ffi.new("CK_ULONG[]", len(form))
         self._lay_out(carrier.number())
-        self.integrity_key, self._integrity = vault.keyring.newest(INTEGRITY)
-        self._hmac = session.mechanism(vault.session.profile.mechanisms.sha256_hmac)
-        self._mac = ffi.new("unsigned char[]", MAC_OCTETS)
-        self._mac_length = ffi.new("CK_ULONG *")
-        self._mac_view = ffi.buffer(self._mac)
+        self.integrity_key, integrity = vault.keyring.newest(INTEGRITY)
+        self._macs = Macs(session, vault.session.profile.mechanisms.sha256_hmac, integrity)
 
     def _lay_out(self, carrier: int) -> None:
         """Prepare the arguments of each call: templates, storage keys, and places for what is wrapped."""
@@ -161,16 +158,7 @@ class Births:
 
     def mac(self, data: bytes) -> bytes:
         """Make an HMAC-SHA256 (32 octets) with the integrity key of the batch: C_SignInit and C_Sign."""
-        code = self._sign_init(self._handle, self._hmac, self._integrity)
-        if code:
-            raise ckr.error(code, "C_SignInit")
-        self._mac_length[0] = MAC_OCTETS
-        code = self._sign(self._handle, data, len(data), self._mac, self._mac_length)
-        if code:
-            raise ckr.error(code, "C_Sign")
-        if self._mac_length[0] != MAC_OCTETS:
-            raise TokenRefusedError(f"the token's HMAC-SHA256 has {self._mac_length[0]} octets")
-        return self._mac_view[:]  # type: ignore[no-any-return]
+        return self._macs.make(data)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from hsmkm.errors import IntegrityError, PolicyError, RefusedError, TokenRefused
 from hsmkm.token import attributes, curves
 from hsmkm.token.keyring import GAK_STORAGE, INTEGRITY, STORAGE, KeyPairs, Keyring
 from hsmkm.token.keys import CipherKey, KeyHandle
+from hsmkm.token.macs import Macs
 from hsmkm.token.secret import comes_back_whole
 from hsmkm.token.signer import BirthSigner, TokenSigner
 from hsmkm.token.template import ffi, wipe
@@ -57,6 +58,14 @@ class Birth:
     template: Template
     wrapping: int
     storage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What a meter key takes on its way from under one key to under another: its template, and how it is wrapped."""
+
+    template: Template
+    wrapping: int
 
 
 PACKAGE_KEY_OCTETS = 32
@@ -169,6 +178,23 @@ class Vault:
         _, under = self.keyring.newest(GAK_STORAGE if role in _READ_IN_HOST else STORAGE)
         generating = mechanisms.generic_secret_key_gen if is_secret else mechanisms.aes_key_gen
         return Birth(generating, template, self._wrapping(role), under)
+
+    def passage_of(self, role: MeterRole) -> Passage:
+        """Say how keys of this role are taken in bulk from under one key to under another."""
+        return Passage(self._template(role, Use.TRANSPORT), self._wrapping(role))
+
+    def storage_handle(self, role: MeterRole, number: int = 0) -> int:
+        """Give the object handle of the numbered storage key that a key of this role lies under, or of the newest.
+
+        Raises IntegrityError if the token lacks it.
+        """
+        kind = GAK_STORAGE if role in _READ_IN_HOST else STORAGE
+        return self.keyring.number(kind, number) if number else self.keyring.newest(kind)[1]
+
+    def macs(self, number: int = 0) -> Macs:
+        """Make MACs in bulk with a numbered integrity key, or the newest, in the calling thread."""
+        key = self.keyring.number(INTEGRITY, number) if number else self.keyring.newest(INTEGRITY)[1]
+        return Macs(self.session.cryptoki, self._mechanisms.sha256_hmac, key)
 
     def lend(self, package_key: KeyHandle) -> Sealed:
         """Wrap a new package key for another process of this token, which works on the same package."""
@@ -358,6 +384,11 @@ class Vault:
 
         A template that holds a value serves one object only, and is not remembered.
         """
+        self.prove(number, template, role)
+        return KeyHandle(self.session, number, role, use, octets)
+
+    def prove(self, number: int, template: Template, role: Role) -> None:
+        """Read back the first object of a template; TokenRefusedError, and it is gone, where it is another one."""
         if template not in self._proven:
             wrong = self.session.cryptoki.differences(number, template)
             if wrong:
@@ -365,7 +396,6 @@ class Vault:
                 raise TokenRefusedError(f"the token made a {role} key with other attributes: {', '.join(wrong)}")
             if Attribute.VALUE not in template.attributes:
                 self._proven.add(template)
-        return KeyHandle(self.session, number, role, use, octets)
 
     def adopt(self, listed: Attributes, value: Any, role: Role, use: Use = Use.IN_USE) -> KeyHandle:  # noqa: ANN401 - C memory
         """Make a key of a value in C memory, which stays its owner's to wipe."""

@@ -6,7 +6,7 @@ import pytest
 
 from hsmkm.errors import RefusedError
 from hsmkm.steps.communicate import read
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject_many
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.register import register

@@ -9,7 +9,7 @@ from signal import SIGKILL
 from typing import Any
 
 from hsmkm.link.client import Client
-from hsmkm.steps import deliver, provision, renew
+from hsmkm.steps import deliver, exporting, provision, renew
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import Work
 from hsmkm.steps.results import Sent
@@ -40,7 +40,7 @@ def rename_before_commit() -> None:
             note_holders(tx)
         return deliver.sent_of(party, made)
 
-    deliver.hand_out = provision.hand_out = hand_out  # type: ignore[attr-defined]
+    deliver.hand_out = provision.hand_out = exporting.hand_out = hand_out  # type: ignore[attr-defined]
 
 
 def counters_without_commit() -> None:

@@ -26,7 +26,8 @@ from hsmkm.steps import certify
 from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.attest import check_store, verify_audit
 from hsmkm.steps.credentials import open_key
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party

@@ -13,7 +13,7 @@ from hsmkm.simulator.behaviour import Fault, MeterSettings
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import MeterState, load, save_to
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file

@@ -26,7 +26,7 @@ from hsmkm.simulator.state import load, save_to
 from hsmkm.steps import certify
 from hsmkm.steps.attest import check_store, verify_audit
 from hsmkm.steps.communicate import read
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party, open_party

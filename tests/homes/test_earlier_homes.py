@@ -20,7 +20,8 @@ from hsmkm.config import load_settings
 from hsmkm.errors import IntegrityError
 from hsmkm.steps import attest
 from hsmkm.steps import party as parties
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party
 from hsmkm.steps.receive import receive_file
 from hsmkm.store import key_sets, meters

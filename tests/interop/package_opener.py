@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hsmkm.packages.receive import inspect_package
 from hsmkm.packages.transport import parse_recipient_info, shared_info
 from hsmkm.pki.requests import build_request
-from hsmkm.steps import deliver
+from hsmkm.steps.exporting import export
 from hsmkm.steps.issue import issue
 from hsmkm.steps.party import Party
 from hsmkm.steps.register_party import PartyPlan, register_party
@@ -81,4 +81,4 @@ class PackageOpener:
 
     def keys_in_force(self, party: Party, title: str) -> Keys:
         """Have the factory deliver one meter, and give the keys that it delivers."""
-        return self.open(deliver.export(party, "delivery", NAME, (title,), None).path)[title]
+        return self.open(export(party, "delivery", NAME, (title,), None).path)[title]

@@ -20,7 +20,8 @@ from hsmkm.config import load_settings
 from hsmkm.errors import PolicyError
 from hsmkm.pki.slots import P384
 from hsmkm.steps import model
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file
 from hsmkm.steps.renew import ALL_KEYS, renew

@@ -10,7 +10,7 @@ from hsmkm.errors import InputError, PartlyDoneError, RefusedError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.simulator.behaviour import Fault, MeterSettings
 from hsmkm.steps.communicate import conversation, find_meter, read
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject, inject_many
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision

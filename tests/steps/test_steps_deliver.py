@@ -12,7 +12,8 @@ from hsmkm.packages.content import Purpose
 from hsmkm.packages.receipt import open_receipt, receipt_for, sign_receipt
 from hsmkm.packages.send import Package
 from hsmkm.steps import certify
-from hsmkm.steps.deliver import REFUSED, accept_receipt, export, outbox, record, signatory
+from hsmkm.steps.deliver import REFUSED, accept_receipt, outbox, record, signatory
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import utc_now
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_or_refuse

@@ -23,8 +23,8 @@ from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import MeterState, load, save_to
 from hsmkm.steps import certify
-from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import IMPORT, KEY_PAIR, import_certificates, remove_certificate, request_certificates
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.issue import issue
 from hsmkm.steps.meter_certificates import METER_PROFILES, meter_certificate

@@ -22,9 +22,9 @@ from hsmkm.simulator.behaviour import Fault, MeterSettings
 from hsmkm.steps import certify
 from hsmkm.steps.agree import renew_by_agreement
 from hsmkm.steps.communicate import active_key_set, conversation, find_meter, read
-from hsmkm.steps.deliver import export
 from hsmkm.steps.distribute import distribute
 from hsmkm.steps.enrol import import_certificates, introduce, remove_certificate, request_certificates
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.issue import issue
 from hsmkm.steps.meter_certificates import METER_PROFILES, meter_certificate

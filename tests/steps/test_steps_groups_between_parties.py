@@ -15,7 +15,7 @@ from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import load, save_to
 from hsmkm.steps import broadcast as broadcasts
 from hsmkm.steps import group_members, group_renew
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.receive import receive_file
 from hsmkm.store import check, groups, key_sets, meters
 from hsmkm.token.types import KeyRole

@@ -10,7 +10,8 @@ import pytest
 from hsmkm.errors import InputError, PartlyDoneError, RefusedError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.steps import deliver, in_advance
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.in_advance import register_in_advance
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision

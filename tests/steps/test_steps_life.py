@@ -12,7 +12,7 @@ from hsmkm.simulator.behaviour import Fault
 from hsmkm.steps import broadcast, group_members, group_renew
 from hsmkm.steps import renew as renewal
 from hsmkm.steps.communicate import conversation, find_meter
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.life import compromise, resume, suspend
 from hsmkm.steps.party import Party
 from hsmkm.steps.renew import ALL_KEYS, GLOBAL_KEYS, renew

@@ -16,7 +16,7 @@ from hsmkm.link.client import MeterRefusedError
 from hsmkm.packages.receive import inspect_package
 from hsmkm.simulator.behaviour import Fault, MeterSettings
 from hsmkm.steps.communicate import read
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party
 from hsmkm.steps.receive import receive_file

@@ -14,7 +14,7 @@ from hsmkm.pki.certificates import public_key, read_certificates
 from hsmkm.pki.slots import slots_for
 from hsmkm.steps import certify
 from hsmkm.steps.ceremony import create_root_with_transcript
-from hsmkm.steps.deliver import export
+from hsmkm.steps.exporting import export
 from hsmkm.steps.meter_certificates import METER_PROFILES, meter_certificate
 from hsmkm.steps.party import open_party
 from hsmkm.steps.provision import provision

@@ -14,7 +14,8 @@ from hsmkm.packages.receive import PackageRefusedError, inspect_package
 from hsmkm.packages.transport import issuer_and_serial, parse_recipient_info
 from hsmkm.pki.certificates import public_key, read_certificates
 from hsmkm.pki.slots import P256, P384, Slot, curve_of
-from hsmkm.steps.deliver import accept_receipt, export
+from hsmkm.steps.deliver import accept_receipt
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive, receive_file, receive_or_refuse

@@ -19,8 +19,8 @@ from hsmkm.steps import broker, third_party
 from hsmkm.steps.broker import forward
 from hsmkm.steps.communicate import Conversation, active_key_set, associated, conversation, find_meter, read
 from hsmkm.steps.credentials import Pair
-from hsmkm.steps.deliver import export
 from hsmkm.steps.enrol import introduce
+from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party
 from hsmkm.steps.permit import permit, withdraw
 from hsmkm.steps.receive import receive_file

@@ -17,8 +17,9 @@ from hsmkm.packages.roles import role_reasons
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.server import serving
 from hsmkm.simulator.state import load, save_to
-from hsmkm.steps.deliver import accept_receipt, export, signatory
+from hsmkm.steps.deliver import accept_receipt, signatory
 from hsmkm.steps.destroy import destroy_due
+from hsmkm.steps.exporting import export
 from hsmkm.steps.known_to import known_to
 from hsmkm.steps.life import compromise
 from hsmkm.steps.party import Party, utc_now

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState, StoredKey, encode_key_set, pack, unpack
-from hsmkm.store.key_set_bulk import Form, FormEncoder, identities_of, wrapped_of
+from hsmkm.store.key_set_bulk import Form, FormEncoder, Kind, identities_of, wrapped_of
 from hsmkm.store.meter import Meter
+from hsmkm.store.times import to_seconds
 from hsmkm.token.types import KeyRole, MeterRole, SecretRole
 
 MASTER_FIRST = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)
@@ -40,6 +44,10 @@ def test_a_set_in_bulk_is_encoded_like_one_alone(
     assert stored == pack(alone.keys)
     assert unpack(stored, "row") == alone.keys
     assert covered == encode_key_set(alone, meter, integrity_key)
+    for moment in (None, datetime(2027, 5, 6, tzinfo=UTC)):
+        dated = encode_key_set(replace(alone, destroy_after=moment), meter, integrity_key)
+        kind = Kind(its, storage_key, integrity_key, to_seconds(moment))
+        assert kind.encoder().covered(title, serial, stored) == dated
     assert list(identities_of([stored], its)) == [tuple(key.identity for key in alone.keys)]
     assert list(wrapped_of([stored], its)) == [key.wrapped for key in alone.keys]
 
