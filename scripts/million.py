@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import million_work as work
 from bench_line import machine
-from million_lab import ACTOR, Lab, LabError, Plan, Record, peaks
+from million_lab import ACTOR, Lab, LabError, Plan, Record, peaks, spent
 
 from hsmkm.cli import frame
 from hsmkm.cli.meter import show_meter
@@ -45,6 +45,8 @@ FEW = 10_000
 SAMPLE, APDUS = 40, 200
 RELAY = "other-concentrator"
 TENTH = 10
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+"""What processor time is counted in; less is not seen."""
 
 Step = Callable[[Lab, Worker[Party], int], Sequence[object]]
 """Takes an order, by its number, one step further, and gives what it made."""
@@ -126,12 +128,12 @@ def run_phase(lab: Lab, phase: Phase, orders: int) -> None:
         return
     with lab.party(phase.party) as worker:
         for order in left:
-            began = time.monotonic()
+            began, before = time.monotonic(), spent(worker)
             made = list(map(str, phase.step(lab, worker, order)))
-            seconds = time.monotonic() - began
+            seconds, cpu = time.monotonic() - began, spent(worker) - before
             party, hands = peaks(worker)
             figures = {"phase": phase.name, "order": order, "meters": len(lab.plan.orders[order])}
-            lab.note(figures | {"seconds": seconds, "party_mb": party, "workers_mb": hands, "made": made})
+            lab.note(figures | {"seconds": seconds, "cpu": cpu, "party_mb": party, "workers_mb": hands, "made": made})
             rate = figures["meters"] / seconds
             say(f"{phase.name} {order + 1} of {len(lab.plan.orders)}: {rate:,.0f} meters/s, {party:.0f} MB")
 
@@ -189,21 +191,23 @@ def figures(lab: Lab) -> Record:
 
 def _figures_of(phase: Phase, records: Sequence[Record]) -> Record:
     tenth = max(1, len(records) // TENTH)
-    first, last = (_cost(some) for some in (records[:tenth], records[-tenth:]))
+    growth = {what: _cost(records[-tenth:], what) / _cost(records[:tenth], what) for what in ("seconds", "cpu")}
     return {
         "name": phase.name,
         "party": phase.party,
         "seconds": round(sum(record["seconds"] for record in records), 1),
-        "rate": round(1 / _cost(records), 1),
-        "growth": round(last / first, 3),
+        "rate": round(1 / _cost(records, "seconds"), 1),
+        "growth": round(growth["seconds"], 3),
+        "cpu_us": round(1e6 * _cost(records, "cpu")),
+        "cpu_growth": round(growth["cpu"], 3),
         "first_party_mb": records[0]["party_mb"],
         "party_mb": max(record["party_mb"] for record in records),
         "workers_mb": max(record["workers_mb"] for record in records),
     }
 
 
-def _cost(records: Sequence[Record]) -> float:
-    return sum(record["seconds"] for record in records) / sum(record["meters"] for record in records)
+def _cost(records: Sequence[Record], what: str) -> float:
+    return max(sum(record[what] for record in records), TICK) / sum(record["meters"] for record in records)
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_lab import children_of
+from bench_lab import children_of, cpu_seconds
 from fleet_files import write_fleet
 from million_work import process
 
@@ -164,6 +164,12 @@ def peaks(worker: Worker[Party]) -> tuple[float, float]:
     """Tell the most memory of a party's process, and of its workers together, in megabytes."""
     party = worker.call(process)
     return _peak(party), round(sum(map(_peak, children_of(party))), 1)
+
+
+def spent(worker: Worker[Party]) -> float:
+    """Tell the seconds of processor time that a party's process and its workers took so far."""
+    party = worker.call(process)
+    return sum(map(cpu_seconds, (party, *children_of(party))))
 
 
 def _peak(number: int) -> float:
