@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,24 @@ from hsmkm.store.key_set import KEY_OCTETS, WRAP_OCTETS, KeySet, KeySetRef, KeyS
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Store
 from hsmkm.token.types import KeyRole, Mac
+from tests.database import query
 from tests.postgresql import Cluster, chosen
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the run on files what does not ask for the store of this run: it would be the same again."""
+    if chosen():
+        same = [item for item in items if item.path.is_relative_to(HERE) and "url" not in fixtures_of(item)]
+        config.hook.pytest_deselected(items=same)
+        items[:] = [item for item in items if item not in same]
+
+
+def fixtures_of(item: pytest.Item) -> list[str]:
+    assert isinstance(item, pytest.Function)
+    return item.fixturenames
 
 
 class SoftwareAuthenticator:
@@ -97,11 +113,19 @@ def server_url(cluster: Cluster, server_template: str) -> Iterator[str]:
     cluster.drop(name)
 
 
+@pytest.fixture(scope="session")
+def file_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with an empty store, of which each test takes a copy."""
+    path = tmp_path_factory.mktemp("store") / "store.db"
+    Store.create(f"sqlite:{path}")
+    return path
+
+
 @pytest.fixture
-def file_url(tmp_path: Path) -> str:
+def file_url(file_template: Path, tmp_path: Path) -> str:
     """An empty store in a SQLite file."""
-    address = f"sqlite:{tmp_path / 'store.db'}"
-    Store.create(address)
+    address = f"sqlite:{shutil.copy(file_template, tmp_path / 'store.db')}"
+    query(address, "UPDATE epoch SET instance = ?", secrets.token_bytes(16))
     return address
 
 
