@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hsmkm.bounds import DAY, outside
 from hsmkm.errors import Fault, InputError
@@ -248,14 +249,22 @@ class ConcentratorSettings:
         found = []
         if self.kind not in CONCENTRATOR_KINDS:
             found.append(("kind", f"unknown kind {self.kind!r}: use relay or client"))
-        if self.aim_url and not self.aim_url.startswith("https://"):
-            found.append(("aim_url", "must start with https://"))
+        if self.aim_url and not _is_https(self.aim_url):
+            found.append(("aim_url", "must be https://HOST:PORT"))
         found += outside(self, {"poll_seconds": DAY})
         if self.reading.attributes and self.kind != "client":
             found.append(
                 ("kind", "must be client where reading.attributes are given: a relay holds no keys to read with")
             )
         return found + _listen_faults(self.listen)
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _listen_faults(listen: str) -> list[tuple[str, str]]:

@@ -48,6 +48,16 @@ def test_values_that_mean_nothing_are_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["http://aim:8443", "https://aim:99999", "https://[::1", "https://aim:port", "https://"]
+)
+def test_what_is_no_address_of_an_aim_is_a_fault_of_its_line(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_settings(write(tmp_path, f'{GOOD}\n[concentrator]\naim_url = "{url}"\n'), {})
+    (fault,) = caught.value.faults
+    assert fault.text == "concentrator.aim_url: must be https://HOST:PORT"
+
+
+@pytest.mark.parametrize(
     ("section", "key", "most"),
     [
         ("token", "answer_seconds", 86_400),

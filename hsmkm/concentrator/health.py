@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from hsmkm.concentrator.reader import Round
 from hsmkm.durable_file import replace_file
 from hsmkm.errors import HsmkmError, InputError
+from hsmkm.steps.communicate import is_gone, this_process
 
 FILE = "health.json"
 MOST_NAMED = 100
@@ -43,7 +43,7 @@ class Health:
     def __init__(self, home: Path, fetch_seconds: float, read_seconds: float | None) -> None:
         self._path = home / FILE
         self._lock = threading.Lock()
-        self._told: dict[str, object] = {"process": os.getpid(), "started": _now(), "fetch_seconds": fetch_seconds}
+        self._told: dict[str, object] = {"process": this_process(), "started": _now(), "fetch_seconds": fetch_seconds}
         self._told |= {"packages": 0, "fetched": "", "fetch_error": "", "read_seconds": read_seconds, "rounds": 0}
 
     def fetched(self, packages: int, error: str) -> None:
@@ -97,7 +97,7 @@ def load(home: Path) -> dict[str, object]:
 def findings(told: dict[str, object], now: datetime) -> list[Finding]:
     """Judge it: does the process run, does it hear from its AIM, and was every meter read."""
     process = told.get("process")
-    runs = isinstance(process, int) and Path(f"/proc/{process}").exists()
+    runs = isinstance(process, str) and not is_gone(process)
     found = [Finding("process", runs, f"runs since {told.get('started')}" if runs else "does not run")]
     found.append(_timely("fetch", told.get("fetched"), told.get("fetch_seconds"), now, str(told.get("fetch_error"))))
     if told.get("read_seconds"):

@@ -200,7 +200,7 @@ def _noted(party: Party, meter: Meter) -> Iterator[None]:
 
 def this_process() -> str:
     """Name this process so that another on the same host can tell whether it still runs: host, number, start."""
-    return f"{_host()}:{os.getpid()}:{_started(os.getpid())}"
+    return f"{_host()}:{os.getpid()}:{_started(str(os.getpid()))}"
 
 
 def is_gone(holder: str) -> bool:
@@ -209,7 +209,7 @@ def is_gone(holder: str) -> bool:
     host, _, number = place.rpartition(":")
     if host != _host() or not number.isdecimal():
         return False
-    return _started(int(number)) != started
+    return _started(number) != started
 
 
 @cache
@@ -226,7 +226,7 @@ def _host() -> str:
     return f"{socket.gethostname()}/{hashlib.sha256(f'{run} {seen}'.encode()).hexdigest()[:12]}"
 
 
-def _started(number: int) -> str:
+def _started(number: str) -> str:
     """Give a process's start in clock ticks since boot (proc(5), field 22 of stat); empty where it has ended."""
     try:
         stat = Path(f"/proc/{number}/stat").read_text(encoding="utf-8")
