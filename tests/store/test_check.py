@@ -283,6 +283,8 @@ def test_what_somebody_was_given_is_neither_added_nor_taken_away(full: Store, ur
     for read in (holders.for_meter, holders.for_key):
         with full.read() as tx, pytest.raises(IntegrityError, match=f"holders {TITLE.hex().upper()} id-1"):
             read(tx, TITLE if read is holders.for_meter else bytes(16))
+    with full.read() as tx, pytest.raises(IntegrityError, match=f"holders {TITLE.hex().upper()} id-1"):
+        holders.for_meters(tx, [TITLE])
     tamper(url, "DELETE FROM holders")
     assert [str(problem) for problem in problems(full)] == named
     with full.read() as tx, pytest.raises(IntegrityError, match="holder_lists id-1"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hsmkm.errors import RefusedError
-from hsmkm.store import meters, orders
+from hsmkm.store import meters, orders, sums
 from hsmkm.store.orders import Order
 
 if TYPE_CHECKING:
@@ -62,6 +62,30 @@ def test_a_change_gives_the_row_a_mac_of_its_own(
         assert authenticator.made == of_model + 1
         meters.update(tx, changed)
         assert meters.get(tx, meter.system_title) == changed
+
+
+def test_many_meters_change_as_one_does(store: Store, factory: Factory, authenticator: SoftwareAuthenticator) -> None:
+    made = [factory.meter(1), factory.meter(2), factory.meter(3, concentrator="dc-1")]
+    changed = [replace(meter, address=f"10.0.0.{n}:4059", concentrator="dc-2") for n, meter in enumerate(made)]
+    with store.begin("meter add", "x", {}) as tx:
+        meters.add_many(tx, made[:2])
+        meters.add(tx, made[2])
+        before = authenticator.made
+        meters.update_many(tx, changed[::-1])
+        assert authenticator.made == before + 3
+        meters.update_many(tx, [])
+    with store.read() as tx:
+        assert meters.listing(tx) == changed
+        assert [row["revision"] for row in meters.rows(tx)] == [1, 1, 2]
+        assert list(meters.faults(tx)) == []
+        said = tx.state()
+        assert said is not None
+        assert list(sums.differences(tx.connection, said.sums)) == []
+    with store.begin("meter change", "x", {}) as tx:
+        with pytest.raises(RefusedError, match="never change"):
+            meters.update_many(tx, [replace(changed[0], serial="9")])
+        with pytest.raises(RefusedError, match="no meter"):
+            meters.update_many(tx, [changed[0], factory.meter(4)])
 
 
 def test_the_identity_of_a_meter_never_changes(store: Store, factory: Factory) -> None:
