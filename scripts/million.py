@@ -25,7 +25,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import million_work as work
-from bench_line import machine
 from million_lab import ACTOR, Lab, LabError, Plan, Record, peaks, spent
 
 from hsmkm.cli import frame
@@ -180,7 +179,7 @@ def figures(lab: Lab) -> Record:
     """Put together what the journal says."""
     phases = [_figures_of(phase, lab.of(phase.name)) for phase in PHASES]
     return {
-        "machine": machine(),
+        "machine": lab.records[0]["machine"],
         "store": lab.plan.store,
         "meters": lab.plan.meters,
         "order": lab.plan.order,

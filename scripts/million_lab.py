@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_lab import children_of, cpu_seconds
+from bench_line import machine
 from fleet_files import write_fleet
 from million_work import process
 
@@ -70,10 +71,11 @@ class Lab:
             raise LabError(f"{folder} is that of another run: {self.records[0]['plan']}")
         self.realm = Realm(folder / "realm")
         if not self.records:
+            here = machine()  # its load before this run begins
             shutil.rmtree(self.realm.folder, ignore_errors=True)
             build_realm(self.realm.folder)
             PackageOpener.join(self.realm)
-            self.note({"plan": repr(plan)})
+            self.note({"plan": repr(plan), "machine": here})
 
     def note(self, record: Record) -> None:
         """Write down what was done; a run that goes on reads it."""

@@ -125,7 +125,7 @@ def register(
     """
     if in_advance:
         if meter:
-            raise InputError("only a list is registered in advance", hint="give --list FILE in place of METER")
+            raise typer.BadParameter("only a list is registered in advance: give --list FILE in place of METER")
         _register_in_advance(_listed(file), concentrator, wait)
         return
     named = [(meter, address)] if meter else _places(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +172,20 @@ def test_a_meter_that_moves_leaves_its_concentrator(delivered: Realm) -> None:
         (RELAY, "distribution", 5),
         (RELAY, "distribution", 5),
     ]
+
+
+def test_the_command_shows_each_package_and_each_meter_that_is_left(delivered: Realm) -> None:
+    command = ("meter", "register", "--concentrator", CLIENT, "--in-advance", "--wait", "0")
+    path = places(delivered, "1,10.0.0.1:4059", "99,10.0.0.9:4059")
+    done = delivered.cli("utility", *command, "--list", str(path))
+    assert done.returncode == 7, done.stderr
+    unknown, sent = json.loads(done.stdout)
+    assert (unknown["meters"], unknown["state"]) == ("99", "failed")
+    assert (sent["meters"], sent["state"]) == (1, "waiting")
+    assert "error: not all is done: there is no meter with title or serial number 99" in done.stderr
+    with delivered.open("utility") as party:
+        assert where(party)[0] == (CLIENT, "10.0.0.1:4059", False)
+
+    one = delivered.cli("utility", *command, title_of(2))
+    assert (one.returncode, one.stdout) == (2, "")
+    assert "only a list is registered in advance" in one.stderr
