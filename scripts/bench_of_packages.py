@@ -22,10 +22,11 @@ FLOOR = "a C loop of the same 14 calls"
 
 
 class Delivery:
-    """The worker of the factory and that of the utility, which are started at the first measurement."""
+    """The factory and the utility, each with so many workers (0: one for each core), started when they are needed."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, processes: int) -> None:
         self.lab = lab
+        self.processes = processes
         self._workers: dict[str, Worker[Party]] = {}
 
     def export(self, meters: int) -> float:
@@ -47,7 +48,7 @@ class Delivery:
     def _worker(self, party: str) -> Worker[Party]:
         """Give a party's worker, which ends with the line."""
         if party not in self._workers:
-            os.environ["HSMKM_WORKERS_PROCESSES"] = "1"
+            os.environ["HSMKM_WORKERS_PROCESSES"] = str(self.processes)
             worker = Worker(open_party, self.lab.home(party), ACTOR)
             self._workers[party] = self.lab.stack.enter_context(worker)
         return self._workers[party]
@@ -60,17 +61,18 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def lines(lab: Lab) -> Iterator[Line]:
-    """Give a line for export and one for import; each meter is exported or imported once."""
-    works = {"export": ("factory", Delivery(lab).export), "import": ("utility", Delivery(lab).take)}
-    for name, (party, ours) in works.items():
-        yield Line(
-            name=name,
-            unit="meters",
-            floor=FLOOR,
-            ours=ours,
-            base=partial(lab.loop, Loop(party, "transfer")),
-            count=10_000,
-            base_count=5_000,
-            few=100,
-            reach=0.8,
-        )
+    """Give a line for export and one for import, and both with one worker; a meter is exported or imported once."""
+    for suffix, processes, reach in (("", 0, 0.8), ("-1", 1, None)):
+        sending, taking = Delivery(lab, processes), Delivery(lab, processes)
+        for name, party, ours in (("export", "factory", sending.export), ("import", "utility", taking.take)):
+            yield Line(
+                name=name + suffix,
+                unit="meters",
+                floor=FLOOR,
+                ours=ours,
+                base=partial(lab.loop, Loop(party, "transfer")),
+                count=10_000,
+                base_count=5_000,
+                few=100,
+                reach=reach,
+            )

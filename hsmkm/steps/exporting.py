@@ -1,12 +1,13 @@
 """Step 3 over many meters: their key sets in force, verified and wrapped by workers, in one signed package.
 
-The party reads what the store has and says which sets are in force; workers verify each set's MAC, and wrap its keys
-for the recipient (`hsmkm.steps.outbound`); the party writes the package and who was given what. Nothing is wrapped
-before every meter can be given, and nothing leaves before every MAC fits.
+The party reads what the store has, page by page, and says which sets are in force; workers verify each set's MAC, and
+wrap its keys for the recipient (`hsmkm.steps.outbound`), while the next page is read; the party writes the package and
+who was given what. Nothing leaves unless every meter can be given and every MAC fits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,7 @@ from hsmkm.store import groups, holders, key_states, meters, models, parties, pe
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.key_set_bulk import Form, Kind, identities_of
 from hsmkm.store.meter import Meter
+from hsmkm.store.pages import PAGE
 from hsmkm.store.sealed_sets import SealedSet
 from hsmkm.store.store import Transaction
 
@@ -67,19 +69,20 @@ def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: s
     it may reach; PolicyError names another.
     """
     kind = _purpose(purpose, to)
-    trust = trust_of(party)
-    with party.store.read() as tx:
-        third = parties.require(tx, to).role == THIRD_PARTY
-        selected = _selected(tx, names, order)
-        for meter in selected if third else ():
-            permissions.check(tx, to, meter.system_title)
-        if kind is Purpose.INJECTION:
-            content = _one_by_one(tx, trust, selected)
-        else:
-            chosen = _Choice(tx, trust, kind, third=third).of(selected)
     if kind is Purpose.INJECTION:
+        with party.store.read() as tx:
+            content = _one_by_one(tx, trust_of(party), _selected(tx, names, order))
         return send(party, kind, to, content, approval=approval)
-    return _send(party, kind, to, chosen, approval)
+    with outbox(party):
+        with party.store.read() as tx:
+            third = parties.require(tx, to).role == THIRD_PARTY
+            selected = _selected(tx, names, order)
+            for meter in selected if third else ():
+                permissions.check(tx, to, meter.system_title)
+            check_recipient(party, to, approval)
+            choice = _Choice(tx, trust_of(party), kind, third=third)
+            parcel, giving = _wrapped(party, to, selected, choice)
+        return hand_out(party, parcel, nothing_else, giving.note, approval)
 
 
 def _purpose(purpose: str, to: str) -> Purpose:
@@ -169,18 +172,35 @@ class _Choice:
     def __init__(self, tx: Transaction, trust: TrustStore, purpose: Purpose, *, third: bool) -> None:
         self._tx = tx
         self._trust = trust
-        self._purpose = purpose
+        self.purpose = purpose
         self._third = third
         self._found: dict[int, _Alike] = {}
 
-    def of(self, wanted: Sequence[Meter]) -> list[Lot]:
-        """Give the lots of all meters; RefusedError names each meter that is not given."""
+    def of(self, wanted: Sequence[Meter]) -> Iterator[Lot]:
+        """Give the lots of all meters, page by page.
+
+        Raises RefusedError at the end, which names each meter that is not given, and InputError beyond what a package
+        holds; nothing more is given from the first of them on.
+        """
+        reasons: list[str] = []
+        sets = 0
+        for start in range(0, len(wanted), PAGE):
+            found = self._page(wanted[start : start + PAGE], reasons)
+            sets += sum(len(lot.sets) for lot in found)
+            if sets > MAX_METERS:
+                hint = "export fewer meters at a time"
+                raise InputError(f"a package has at most {MAX_METERS} key sets, and more are selected", hint=hint)
+            yield from found if not reasons else ()
+        _refuse(reasons)
+
+    def _page(self, wanted: Sequence[Meter], reasons: list[str]) -> list[Lot]:
+        """Give the lots of some meters, and add why others are not given."""
+        self._found = {}
         tx, titles = self._tx, [meter.system_title for meter in wanted]
         busy, places = busy_meters(tx, wanted), groups.places_of(tx, titles)
         idle = [title for title in titles if title not in busy]
         held, states = sealed_sets.of_meters(tx, idle), key_states.recorded_of(tx, idle)
         initial = {model: models.initial_identities(tx, model) for model in sorted({meter.model for meter in wanted})}
-        reasons = []
         for meter in wanted:
             title = meter.system_title
             sets = held.get(title, [])
@@ -188,7 +208,6 @@ class _Choice:
             reason = busy.get(title) or self._choose(meter, sets, now, initial[meter.model], places.get(title, ()))
             if reason:
                 reasons.append(reason)
-        _refuse(reasons)
         return [self._lot(alike) for alike in self._found.values()]
 
     def _choose(
@@ -225,9 +244,9 @@ class _Choice:
 
     def _lot(self, alike: _Alike) -> Lot:
         roles = FOR_THIRD_PARTIES if self._third else frozenset(ROLES)
-        if self._purpose is Purpose.DISTRIBUTION:
+        if self.purpose is Purpose.DISTRIBUTION:
             roles -= NOT_DISTRIBUTED
-        return Lot(self._purpose, alike.kind, roles, tuple(alike.likes), tuple(alike.sets))
+        return Lot(self.purpose, alike.kind, roles, tuple(alike.likes), tuple(alike.sets))
 
 
 def _identities(sets: Iterable[SealedSet]) -> Iterator[bytes]:
@@ -236,29 +255,27 @@ def _identities(sets: Iterable[SealedSet]) -> Iterator[bytes]:
             yield from born
 
 
-def _send(party: Party, purpose: Purpose, to: str, lots: Sequence[Lot], approval: str) -> Sent:
-    """Let the workers wrap what was chosen, and send it in one package."""
-    count = sum(len(lot.sets) for lot in lots)
-    if count > MAX_METERS:
-        hint = "export fewer meters at a time"
-        raise InputError(f"a package has at most {MAX_METERS} key sets, and {count} are selected", hint=hint)
-    suites = {lot.kind.form.suite for lot in lots}
+def _wrapped(party: Party, to: str, selected: Sequence[Meter], choice: _Choice) -> tuple[Parcel, holders.Giving]:
+    """Let the workers wrap what is chosen, and make a package of it; with it comes who is given what."""
+    suites = {meter.suite for meter in selected}
     curve = curve_for(suites)
-    check_recipient(party, to, approval)
-    with outbox(party):
-        sender, receiver = signatory(party, curve), recipient(party, to, curve)
-        header = header_for(party, purpose, sender, receiver)
-        lent, info = open_bulk(party.vault, trust_of(party), sender, receiver, header, suites)
-        taking = _Taking(header)
-        batches = list(_batches(lots, party.hands.shape.batch))
-        work = party.hands.work(count, give_key_sets, ((lent, batch) for batch in batches))
-        with closing(work) as answers:
-            for lot, given in zip(batches, answers, strict=True):
-                taking.take(lot, given)
-        data = close_bulk(sender, header, taking.content(info))
-        titles = {one[0] for lot in lots for one in lot.sets}
-        parcel = Parcel(header, len(titles), data, carries_keys=True)
-        return hand_out(party, parcel, nothing_else, taking.giving.note, approval)
+    sender, receiver = signatory(party, curve), recipient(party, to, curve)
+    header = header_for(party, choice.purpose, sender, receiver)
+    lent, info = open_bulk(party.vault, trust_of(party), sender, receiver, header, suites)
+    taking = _Taking(header)
+    handed: deque[Lot] = deque()
+
+    def batches() -> Iterator[tuple[object, ...]]:
+        for lot in _batches(choice.of(selected), party.hands.shape.batch):
+            handed.append(lot)
+            yield lent, lot
+
+    with closing(party.hands.work(len(selected), give_key_sets, batches())) as answers:
+        for given in answers:
+            taking.take(handed.popleft(), given)
+    data = close_bulk(sender, header, taking.content(info))
+    titles = {meter.system_title for meter in selected}
+    return Parcel(header, len(titles), data, carries_keys=True), taking.giving
 
 
 class _Taking:
