@@ -16,7 +16,7 @@ from types import FrameType
 HUNG = 124
 """The exit code of a process that was ended so."""
 
-_CALLERS = frozenset({"hsmkm.token.cryptoki", "hsmkm.token.births"})
+_CALLERS = frozenset(f"hsmkm.token.{name}" for name in ("births", "cryptoki", "macs", "moves"))
 _LOOKS = 10
 
 Seen = dict[int, tuple[FrameType, int]]

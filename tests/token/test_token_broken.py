@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hsmkm.errors import IntegrityError, LoginError, TokenUnreachableError
+from hsmkm.token import watch
 from hsmkm.token.ckr import CODES, PinRefusedError
 from hsmkm.token.session import open_session
 from hsmkm.token.standing import StandingWorker
@@ -167,6 +169,31 @@ def test_a_call_that_hangs_ends_its_worker_and_the_next_one_serves(
         assert time.monotonic() - began > 1.0
         assert worker.call(work.mac, b"data") == mac
         assert starts.count == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "plan"),
+    [
+        ("bear", (1,), Plan("C_GenerateKey", 2, "hang")),
+        ("mac_in_bulk", (), Plan("C_Sign", 1, "hang")),
+        ("move_in_bulk", (), Plan("C_UnwrapKey", 1, "hang")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_call_of_bulk_work_that_hangs_ends_its_worker_too(
+    broken: TokenSettings, work: ModuleType, shim: Shim, name: str, arguments: tuple[int, ...], plan: Plan
+) -> None:
+    with Starts(work, broken)() as worker:
+        worker.call(getattr(work, name), *arguments)
+        worker.call(work.arm, shim, plan)
+        with pytest.raises(TokenUnreachableError, match="the token did not answer within"):
+            worker.call(getattr(work, name), *arguments, deadline=60)
+
+
+def test_every_module_that_calls_the_token_is_watched() -> None:
+    files = Path(watch.__file__).parent.glob("*.py")
+    callers = {f"hsmkm.token.{file.stem}" for file in files if 'functions["C_' in file.read_text(encoding="utf-8")}
+    assert callers == watch._CALLERS
 
 
 def test_a_token_that_is_slow_but_answers_is_waited_for(broken: TokenSettings, work: ModuleType, shim: Shim) -> None:

@@ -16,6 +16,7 @@ from hsmkm.token import ckr
 from hsmkm.token.agreement import agree_as_recipient, agree_as_sender, agree_dlms, make_ephemeral_pair
 from hsmkm.token.births import Births, NewKey
 from hsmkm.token.curves import encode_raw
+from hsmkm.token.moves import Move, Moves
 from hsmkm.token.session import open_session
 from hsmkm.token.types import KeyRole
 from hsmkm.token.vault import Vault
@@ -79,6 +80,19 @@ def bear(vault: Vault, sets: int, *, own_session: bool = False) -> int:
 
 def bear_in_own_session(vault: Vault, sets: int) -> int:
     return bear(vault, sets, own_session=True)
+
+
+def mac_in_bulk(vault: Vault) -> bytes:
+    return vault.macs().make(b"data")
+
+
+def move_in_bulk(vault: Vault) -> bytes:
+    """Take a key from under its storage key to under that again."""
+    with vault.generate(KeyRole.GUEK, 0) as guek:
+        sealed = vault.seal(guek)
+    under = vault.storage_handle(KeyRole.GUEK)
+    with Moves(vault, [Move(KeyRole.GUEK, 16, under, under)]) as moves:
+        return moves.move(sealed.wrapped)
 
 
 def agree_both_ways(vault: Vault) -> None:
