@@ -49,9 +49,9 @@ def of_meters(tx: Transaction, titles: Sequence[bytes]) -> dict[bytes, list[Seal
         wanted = table.c.system_title.in_(titles[start : start + PAGE])
         for row in tx.connection.execute(statement.where(wanted)):
             title, *place, keys, integrity_key, mac, _batch, due, serial, suite, model, order, order_id = row
-            kind = kinds.of(title, (*place, integrity_key, due, suite, model, order, order_id), keys)
-            if serial is None:
+            if not (isinstance(keys, bytes) and isinstance(mac, bytes) and isinstance(serial, str)):
                 raise altered(_name(title, place))
+            kind = kinds.of(title, (*place, integrity_key, due, suite, model, order, order_id), keys)
             found[title].append(SealedSet(kind, title, serial, keys, mac))
     return found
 
@@ -91,7 +91,8 @@ class _Kinds:
 def _kind(title: bytes, told: tuple[Any, ...], layout: Keys) -> Kind:
     setup, client, generation, suite, storage_key, state, integrity_key, due, meter_suite, model, order, order_id = told
     whole = model is not None and (order is None) == (order_id is None) and suite == meter_suite
-    if not whole or not 0 <= state < len(STATES):
+    numbers = all(isinstance(each, int) for each in (*told[:7], 0 if due is None else due))
+    if not whole or not numbers or not 0 <= state < len(STATES):
         raise altered(_name(title, told))
     form = Form(setup, client, generation, model, order_id, suite, STATES[state], layout)
     return Kind(form, storage_key, integrity_key, due)

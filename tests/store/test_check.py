@@ -31,6 +31,7 @@ from hsmkm.store import (
     renewals,
     retirement,
     schema,
+    sealed_sets,
     transactions,
     urgent,
 )
@@ -212,6 +213,18 @@ def is_refused(store: Store, table: str) -> bool:
     except (IntegrityError, RefusedError):
         return True
     return False
+
+
+@pytest.mark.parametrize("column", ["suite", "storage_key", "state", "keys", "mac_key", "mac", "destroy_after"])
+def test_a_sealed_set_with_such_a_cell_is_refused_before_it_goes_to_a_worker(
+    file_url: str, authenticator: SoftwareAuthenticator, factory: Factory, column: str
+) -> None:
+    with Store.open(file_url, authenticator, "tester") as store:
+        fill(store, factory)
+        value, *_ = STRANGE[schema.key_sets.c[column].type.python_type]
+        tamper(file_url, f"UPDATE key_sets SET {column} = ?", value)  # noqa: S608 - test's own
+        with store.read() as tx, pytest.raises(IntegrityError, match=f"key_sets {TITLE.hex().upper()}/0/1/1"):
+            sealed_sets.of_meters(tx, [TITLE])
 
 
 def use(store: Store, table: str) -> None:
