@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import million_work as work
 from million_lab import ACTOR, Lab, LabError, Plan, Record, peaks, spent
+from million_sizes import meter_octets, sizes
 
 from hsmkm.cli import frame
 from hsmkm.cli.meter import show_meter
@@ -137,6 +138,13 @@ def run_phase(lab: Lab, phase: Phase, orders: int) -> None:
             say(f"{phase.name} {order + 1} of {len(lab.plan.orders)}: {rate:,.0f} meters/s, {party:.0f} MB")
 
 
+def weigh(lab: Lab, orders: int) -> None:
+    """Note how large a meter and its key set are in the factory's store, as they were made."""
+    if not any(record["orders"] == orders for record in lab.of("octets")):
+        meters = sum(map(len, lab.plan.orders[:orders]))
+        lab.note({"phase": "octets", "orders": orders, "of_meter": meter_octets(lab.realm, "factory") / meters})
+
+
 def measure(lab: Lab, orders: int) -> None:
     """Measure what a single meter costs, and how large everything is, when so many orders are through."""
     meters = sum(map(len, lab.plan.orders[:orders]))
@@ -159,7 +167,7 @@ def measure(lab: Lab, orders: int) -> None:
         costs["association with one exchange"] = worker.call(work.exchange_seconds, titles)
         costs["APDU"] = worker.call(work.apdu_seconds, titles[0], APDUS)
     medians = {name: statistics.median(values) for name, values in costs.items()}
-    lab.note({"phase": "costs", "meters": meters, "seconds": medians, "sizes": lab.sizes()})
+    lab.note({"phase": "costs", "meters": meters, "seconds": medians, "sizes": sizes(lab.realm)})
     say(f"at {meters:,} meters: " + ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in medians.items()))
 
 
@@ -184,6 +192,7 @@ def figures(lab: Lab) -> Record:
         "meters": lab.plan.meters,
         "order": lab.plan.order,
         "phases": phases,
+        "meter_octets": round(lab.of("octets")[-1]["of_meter"]),
         "costs": [{name: record[name] for name in ("meters", "seconds", "sizes")} for record in lab.of("costs")],
     }
 
@@ -259,6 +268,8 @@ def main(arguments: list[str]) -> int:
         for orders in stages(plan):
             for phase in PHASES:
                 run_phase(lab, phase, orders)
+                if phase is PHASES[0]:
+                    weigh(lab, orders)
             measure(lab, orders)
         found = figures(lab)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What scripts/million works with: a folder with the parties, the journal of what is done, and how large all is.
+"""What scripts/million works with: a folder with the parties, and the journal of what is done.
 
 Everything lies in the folder, so that a run which ended early goes on where it stopped.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,11 @@ from million_work import process
 from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party, open_party
 from hsmkm.token.workers import Worker
-from tests import postgresql
 from tests.interop.package_opener import NAME as OPENER
 from tests.interop.package_opener import PackageOpener
 from tests.realm import HSMKM, Realm, build_realm, title_of
 
 ACTOR = "million"
-PARTIES = ("factory", "utility", "other-concentrator")
-METER_TABLES = ("meters", "key_sets")
-MEGABYTE = 2**20
 
 Record = dict[str, Any]
 
@@ -120,46 +115,6 @@ class Lab:
                 yield folder / "places"
             finally:
                 running.terminate()
-
-    def sizes(self) -> Record:
-        """Tell how large everything is: stores, the audit log in them, a meter with its key set, and packages."""
-        found: Record = {"stores_mb": {}, "audit_mb": {}, "audit_records": {}, "packages_mb": {}, "meter_octets": 0.0}
-        for name in PARTIES:
-            whole, meter, records, octets = self._server(name) if postgresql.chosen() else self._file(name)
-            found["stores_mb"][name] = round(whole / MEGABYTE, 1)
-            found["audit_mb"][name] = round(octets / MEGABYTE, 2)
-            found["audit_records"][name] = records
-            packages = self.realm.home(name).glob("packages/*")
-            found["packages_mb"][name] = round(sum(path.stat().st_size for path in packages) / MEGABYTE, 1)
-            if name == "factory":
-                found["meter_octets"] = meter
-        return found
-
-    def _file(self, name: str) -> tuple[float, float, int, int]:
-        """Measure a store in a file, with its log."""
-        path = Path(self.realm.url(name).removeprefix("sqlite:"))
-        whole = sum(one.stat().st_size for one in path.parent.glob(path.name + "*"))
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            meter = connection.execute("SELECT sum(pgsize) FROM dbstat WHERE name IN (?, ?)", METER_TABLES).fetchone()[
-                0
-            ]
-            records, octets = connection.execute(AUDIT).fetchone()
-        return whole, meter, records, octets or 0
-
-    def _server(self, name: str) -> tuple[float, float, int, int]:
-        """Measure the schema of a store on the server, with its indexes."""
-        cluster, database = postgresql.shared(), str(self.realm.url(name).partition("@/")[2].partition("?")[0])
-        sizes = f"SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c WHERE relnamespace = '{name}'::regnamespace"  # noqa: S608 - the name of a party of ours
-        tables = " AND relkind = 'r'"
-        ((whole,),) = cluster.run(sizes + tables, database)
-        ((meter,),) = cluster.run(f"{sizes}{tables} AND relname IN {METER_TABLES}", database)
-        ((records, octets),) = cluster.run(AUDIT.replace("FROM audit", f'FROM "{name}".audit'), database)
-        return float(whole), float(meter), records, int(octets or 0)
-
-
-AUDIT = """SELECT count(*), sum(length(time) + length(actor) + length(action) + length(subject) + length(detail) + 120)
-FROM audit"""
-"""Counts the audit log's records and their octets: text, three digests of 32 octets, and three numbers."""
 
 
 def peaks(worker: Worker[Party]) -> tuple[float, float]:

@@ -49,8 +49,10 @@ def sizes(document: Document) -> str:
     for name, whole in found["stores_mb"].items():
         rest = f"{found['audit_mb'][name]:g}", f"{found['audit_records'][name]:,}", f"{found['packages_mb'][name]:,.0f}"
         rows.append([name, f"{whole:,.0f}", *rest])
-    octets = found["meter_octets"] / last["meters"]
-    return _table(rows) + f"\n\nA meter and its key set take {octets:,.0f} octets of the factory's store."
+    octets = document["meter_octets"]
+    return (
+        _table(rows) + f"\n\nA meter and its key set took {octets:,} octets of the factory's store as they were made."
+    )
 
 
 def _table(rows: list[list[str]]) -> str:
