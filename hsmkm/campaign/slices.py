@@ -28,7 +28,7 @@ from hsmkm.campaign.events import Claimed, Event, Refused, Worked
 from hsmkm.campaign.plan import SLICE_SECONDS, Finish, Hindrance, Stop, Take, View, Wait
 from hsmkm.campaign.terms import Terms
 from hsmkm.config import load_model
-from hsmkm.errors import InputError
+from hsmkm.errors import InputError, RefusedError
 from hsmkm.steps.communicate import is_gone, this_process
 from hsmkm.steps.distribute import CLIENT
 from hsmkm.steps.party import Party
@@ -43,6 +43,10 @@ TOGETHER = 25
 
 
 Unit = tuple[CampaignMeter, ...]
+
+
+class _EndedBeforeError(RefusedError):
+    """Another worker, or a person, said meanwhile where the campaign stands: nothing is recorded."""
 
 
 class _AtWork:
@@ -154,10 +158,10 @@ def _end(party: Party, terms: Terms, campaign: Campaign, decision: Stop | Finish
     action = "campaign-stop" if isinstance(decision, Stop) else "campaign-finish"
     with party.store.read() as tx:
         found = {state.value: count for state, count in campaigns.counts(tx, campaign.id).items()}
-    with party.store.begin(action, campaign.name, {"meters": found}) as tx:
+    with suppress(_EndedBeforeError), party.store.begin(action, campaign.name, {"meters": found}) as tx:
         now = campaigns.get(tx, campaign.id)
         if type(plan.decide(terms, _view(tx, now, campaigns.soonest(tx, now.id)), tx.now)) is not type(decision):
-            return
+            raise _EndedBeforeError(f"another worker came first to the end of campaign {campaign.name}")
         if isinstance(decision, Stop):
             campaigns.turn(tx, campaign.id, CampaignState.STOPPED, decision.why)
         else:

@@ -15,11 +15,23 @@ from hsmkm.errors import RefusedError
 from hsmkm.simulator.behaviour import Fault
 from hsmkm.steps.into_force import switch
 from hsmkm.steps.renew import GLOBAL_KEYS, renew
-from hsmkm.store import campaigns, key_sets, meters
+from hsmkm.store import audit, campaigns, key_sets, meters
 from hsmkm.store.campaign import CampaignState, Standing
 from hsmkm.store.key_set import KeyState
 from hsmkm.token.types import KeyRole
-from tests.campaign.conftest import CLAIMED, DONE, NAME, WAITING, left, made, standing, started, titles_in, worked
+from tests.campaign.conftest import (
+    CLAIMED,
+    DONE,
+    NAME,
+    WAITING,
+    left,
+    made,
+    standing,
+    started,
+    terms,
+    titles_in,
+    worked,
+)
 from tests.field import key_states
 from tests.street import ONE, OTHER, Street
 
@@ -33,6 +45,19 @@ def test_every_meter_is_renewed_once_and_the_campaign_finishes(street: Street, c
     assert standing(street.party) == (CampaignState.FINISHED, {DONE: 2})
     assert key_states(street.party, 1) == [(1, "deactivated"), (2, "active")]
     assert worked(street.party) == [Rest(CampaignState.FINISHED)]
+
+
+def test_workers_that_come_to_its_end_together_record_it_once(street: Street, chosen: Path) -> None:
+    started(street.party, chosen)
+    worked(street.party)
+    with street.party.store.read() as tx:
+        running = campaigns.find(tx, NAME)
+    for _ in range(2):
+        slices._end(street.party, terms(), running, Finish())
+    with street.party.store.read() as tx:
+        (told,) = audit.tally(tx, "campaign-finish")
+    assert told.count == 1
+    assert standing(street.party)[0] is CampaignState.FINISHED
 
 
 def test_one_that_is_not_started_rests(street: Street, chosen: Path) -> None:
