@@ -317,7 +317,7 @@ class World:
                 self._mend()
                 self._until_done(anchor, self._settle)
         finally:
-            for path in self._path.parent.glob(f"{self._path.name}*"):
+            for path in self._path.parent.glob(f"{self._path.name}-*"):
                 path.unlink()
         return [f"seed {self.seed}: {text}" for text in self.violations + self.record.twice]
 
@@ -460,7 +460,8 @@ def _state(number: int, keys: dict[KeyRole, bytes]) -> str:
 def _open_engine(url: str) -> Engine:
     """Open the database of all worlds of this process, one after the other, whose steps it counts.
 
-    To make an engine, and to compile each statement anew, would be half of the time.
+    To make an engine, and to compile each statement anew, would be half of the time. It is in one file, whose content
+    is that of the next world then: an engine whose file is another one is a store that is gone.
     """
     made = OPEN_ENGINE(url)
     for moment in ("begin", "commit"):
