@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
 
+from hsmkm.steps.renew import RECEIPT_SECONDS
 from hsmkm.store import key_sets
 from hsmkm.store.key_set import KeyState
 from tests.faults.harness_crash import DEFECTS
@@ -36,7 +37,9 @@ MOMENTS = 3
 SECONDS = 3.0
 """What a command takes at first; afterwards what the last one took that nothing happened to."""
 
-PATIENCE = 60
+PATIENCE = RECEIPT_SECONDS + 30
+"""Within so many seconds a command is done, though a receipt it waits for should not come."""
+
 HUNG = "it was not done within"
 RESOLUTIONS = 4
 BROKEN = "killed before it is recorded"
@@ -104,8 +107,9 @@ class Scene:
         for each in found:
             with suppress(ProcessLookupError):
                 os.kill(each, SIGKILL)
+        self._start_again(found)
         said = _end(process)
-        self._start_again()
+        self._start_again(())
         problems = [f"it failed as a defect: {said}" for sign in (*DEFECTS, HUNG) if sign in said]
         problems += self.settled(words, serial, kill.concentrator)
         return hit, [f"{kill}: {problem}" for problem in problems]
@@ -131,8 +135,11 @@ class Scene:
     def _name(kill: Kill) -> str:
         return "utility" if kill.victim.startswith("service") else kill.concentrator
 
-    def _start_again(self) -> None:
+    def _start_again(self, killed: Sequence[int]) -> None:
+        """Start each process that was killed, or ended since, as whoever watches over it does at once."""
         for name, running in self.running.items():
+            if running.process.pid in killed:
+                running.process.wait(PATIENCE)
             if running.process.poll() is not None:
                 self.running[name] = self.live.serve() if name == "utility" else self.live.concentrate(name)
 
