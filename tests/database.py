@@ -85,8 +85,9 @@ def octets_of(url: str) -> bytes:
 
 
 def _put_back_file(path: Path, copy: Path) -> None:
-    for rest in path.parent.glob(path.name + "*"):
-        rest.unlink()
+    """Write the copy into the file that is there: another file in its place would be known by that alone."""
+    for log in path.parent.glob(path.name + "-*"):
+        log.unlink()
     shutil.copy(copy, path)
 
 
