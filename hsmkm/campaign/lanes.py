@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self
 
 from hsmkm.campaign.events import Event, Worked
 from hsmkm.campaign.plan import POLL, Finish, Rest, Stop, Wait
-from hsmkm.errors import HsmkmError, LoginError, TokenUnreachableError
-from hsmkm.token.ckr import LoginLostError
+from hsmkm.errors import HsmkmError, LoginError
+from hsmkm.token.ckr import LOST
 from hsmkm.token.standing import Login, StandingWorker
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Lanes:
 
         Nobody does after a login that failed: a token locks itself after a few wrong PINs.
         """
-        lost = isinstance(error, TokenUnreachableError | LoginLostError)
+        lost = isinstance(error, LOST)
         if (isinstance(error, LoginError) and not lost) or not (self._lasting or (lost and failures < MOST_LOSSES)):
             self.failure = self.failure or error
             self.stop()

@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,7 @@ from hsmkm.store.key_sets import KeySet, KeySetRef
 from hsmkm.store.leases import Lease
 from hsmkm.store.meters import Meter
 from hsmkm.store.store import Transaction
+from hsmkm.token.ckr import LOST
 from hsmkm.token.types import KeyRole
 
 CHALLENGE_OCTETS = 16
@@ -165,11 +166,24 @@ def _leased(
         reached = reach or dial(party, meter)
         held = tuple(Conversation(party, meter, model, lease, reached, model.place == first) for model in every)
         yield held
-    finally:
+    except BaseException:
+        with suppress(*LOST):  # it follows from what failed first, which the caller must hear of
+            _give_back(party, meter, lease, held)
+        raise
+    _give_back(party, meter, lease, held)
+
+
+def _give_back(party: Party, meter: Meter, lease: Lease, held: tuple[Conversation, ...]) -> None:
+    """Make counters durable and give the lease back; the lease alone where the token, lost, makes no MAC for them."""
+    try:
         with _noted(party, meter), party.store.count() as tx:
             for speaking in held:
                 speaking.settle(tx)
             leases.release(tx, lease)
+    except LOST:
+        with party.store.count() as tx:
+            leases.release(tx, lease)
+        raise
 
 
 def _take_lease(party: Party, meter: Meter) -> Lease:

@@ -124,6 +124,10 @@ class LoginLostError(LoginError):
     """A session that was logged in heard of its PIN in the midst of its work; the PIN itself was not tried."""
 
 
+LOST = TokenUnreachableError, LoginLostError
+"""What ends a session in the midst of its work, whatever becomes of the token."""
+
+
 def name(code: int) -> str:
     """Name a return value; one that the standard does not name keeps its number."""
     return NAMES.get(code, f"CKR_{code:#010x}")

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Concatenate, Generic, Self, TypeVar
 
 from hsmkm.errors import HsmkmError, LoginError, TokenBusyError, TokenUnreachableError
-from hsmkm.token.ckr import LoginLostError, PinRefusedError
+from hsmkm.token.ckr import LOST, PinRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -109,7 +109,7 @@ class StandingWorker(Generic[T]):
         if isinstance(error, TokenBusyError):
             now = time.monotonic()
             return now - term.busy_since.setdefault(function, now) >= self._pause
-        return isinstance(error, TokenUnreachableError | LoginLostError | PinRefusedError)
+        return isinstance(error, (*LOST, PinRefusedError))
 
     def _retire(self, term: _Term[T], error: HsmkmError) -> None:
         with self._lock:

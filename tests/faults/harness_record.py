@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11 import Attribute, KeyType
 
 from hsmkm.errors import TokenUnreachableError
@@ -27,6 +28,7 @@ from hsmkm.steps.inject import inject
 from hsmkm.steps.party import Party, open_party
 from hsmkm.steps.renew import ALL_KEYS, renew
 from hsmkm.token import attributes, keys
+from hsmkm.token.agreement import agree_as_sender
 from hsmkm.token.keys import KeyHandle
 from hsmkm.token.template import Template, ffi
 from hsmkm.token.types import KeyRole, Sealed, Use
@@ -154,6 +156,21 @@ def _unwraps_under_master(misuse: Misuse) -> None:
         cryptoki.unwrap(vault.session.profile.mechanisms.aes_key_wrap, master.number(), wrapped, Template(listed))
 
 
+def _carries_package_key(misuse: Misuse) -> None:
+    vault = misuse.party.vault
+    recipient = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with (
+        vault.generate_package_key() as package_key,
+        vault.open(KeyRole.MASTER, misuse.sealed[KeyRole.MASTER], 0, Use.IN_USE) as master,
+    ):
+        _, kek = agree_as_sender(vault, recipient, b"")
+        with kek:
+            vault.wrap(kek, package_key)
+        vault.session.cryptoki.wrap(
+            vault.session.profile.mechanisms.aes_key_wrap, master.number(), package_key.number()
+        )
+
+
 def _repeats_iv(misuse: Misuse) -> None:
     misuse.protect(2)
 
@@ -187,6 +204,7 @@ CONTROLS: tuple[tuple[str, Callable[[Misuse], None]], ...] = (
     ("clear", _creates),
     ("usage", _wraps_and_decrypts),
     ("work", _unwraps_under_master),
+    ("work", _carries_package_key),
     ("iv", _repeats_iv),
     ("sent again", _sends_again),
     ("handle", _keeps_handles),

@@ -98,7 +98,7 @@ def patience(seconds: float) -> float:
 def run(sample: int | None, seed: int) -> Report:
     """Break every call of every operation, or a sample of them; and see a client that breaks its promises."""
     shim = build()
-    with tempfile.TemporaryDirectory() as folder, _through(shim):
+    with tempfile.TemporaryDirectory() as folder, through(shim):
         theatre = Theatre(Path(folder), shim)
         every = _injections(theatre)
         calls, workers = _chosen(every, sample, seed, "calls"), _chosen(_endings(every), sample, seed, "workers")
@@ -136,14 +136,14 @@ def _break_all() -> Tally:
 def _break_share(place: int, of: int) -> Tally:
     """Strike every call whose turn it is."""
     shim = build()
-    with tempfile.TemporaryDirectory() as folder, _through(shim):
+    with tempfile.TemporaryDirectory() as folder, through(shim):
         theatre = Theatre(Path(folder), shim)
         every = _injections(theatre)
         return _break(theatre, every[place::of], _endings(every)[place::of])
 
 
 @contextmanager
-def _through(shim: Shim) -> Iterator[None]:
+def through(shim: Shim) -> Iterator[None]:
     """Let this process and those it starts load the shim for every token, and say little."""
     logging.disable(logging.WARNING)  # a service says of each refusal why it is not ready
     with patch.dict(os.environ, shim.environment()):
@@ -369,14 +369,14 @@ def _blind(theatre: Theatre) -> list[str]:
     """A client that does not tell a token that is gone from one that refuses."""
     tally = Tally()
     with patch.object(ckr, "GONE", frozenset[int]()):
-        break_call(theatre, Injection(_named("read"), Plan("C_SignInit", 1, "fail", CODES[1])), tally)
+        break_call(theatre, Injection(operation_named("read"), Plan("C_SignInit", 1, "fail", CODES[1])), tally)
     return tally.violations
 
 
 def _forgetful(theatre: Theatre) -> list[str]:
     """An operation that does nothing when it is given again."""
     tally = Tally()
-    idle = replace(_named("provision"), again=lambda _party, _stage: None)
+    idle = replace(operation_named("provision"), again=lambda _party, _stage: None)
     break_call(theatre, Injection(idle, Plan("C_GenerateKey", 1, "fail", CODES[1])), tally)
     return tally.violations
 
@@ -384,7 +384,7 @@ def _forgetful(theatre: Theatre) -> list[str]:
 def _endless(theatre: Theatre) -> list[str]:
     """A worker that waits for its token as long as it takes."""
     tally = Tally()
-    break_worker(theatre, Injection(_named("read"), Plan("C_EncryptInit", 1, "hang")), tally, answer=None)
+    break_worker(theatre, Injection(operation_named("read"), Plan("C_EncryptInit", 1, "hang")), tally, answer=None)
     return tally.violations
 
 
@@ -404,7 +404,8 @@ def _stale(theatre: Theatre) -> list[str]:
     return tally.violations
 
 
-def _named(name: str) -> Operation:
+def operation_named(name: str) -> Operation:
+    """Find one of the operations."""
     return next(operation for operation in OPERATIONS if operation.name == name)
 
 

@@ -2,7 +2,8 @@
 
 Keys are told apart by the fingerprints that their tokens made, so a key is the same in every token and process. A key
 that lies under `storage:N` or `gak-storage:N` anywhere in the record is a meter's; under the latter, a GAK or LLS
-password.
+password. But one that an agreed key carries to another party is a package's: it is lent to workers under the storage
+key, and no key carries both it and others.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PASSAGE = {"WRAP", "UNWRAP"}
 AT_BIRTH = {"SIGN", "DERIVE"}
 MAKES = ("C_GenerateKey", "C_GenerateKeyPair", "C_UnwrapKey", "C_DeriveKey", "C_CreateObject")
 HANDLES = ("key", "under", "base")
+WRAPPING = ("C_WrapKey", "C_UnwrapKey")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +97,41 @@ def check(calls: Sequence[Call]) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """The fingerprints of what lies under storage keys: all of it, and what lies under GAK storage keys."""
+    """The fingerprints of meters' keys, of those that lie under GAK storage keys, and of packages' keys."""
 
     meters: frozenset[str]
     readable: frozenset[str]
+    packages: frozenset[str]
 
     @classmethod
     def of(cls, calls: Sequence[Call]) -> _Stored:
-        lies: dict[str, set[str]] = {"storage": set(), "gak-storage": set()}
-        for call in _done(calls):
-            if call["call"] in ("C_WrapKey", "C_UnwrapKey"):
-                inner = Seen.parse(call["key"] if call["call"] == "C_WrapKey" else call["made"])
-                lies.get(Seen.parse(call["under"]).kind, set()).add(inner.fingerprint)
-        return cls(frozenset(lies["storage"] | lies["gak-storage"]), frozenset(lies["gak-storage"]))
+        lies: dict[str, set[str]] = {}
+        for call, inner in _carried(calls):
+            under = Seen.parse(call["under"])
+            for name in (under.kind, under.fingerprint):
+                lies.setdefault(name, set()).add(inner)
+        readable = lies.get("gak-storage", set())
+        kept = lies.get("storage", set()) | readable
+        packages = {inner for agreed in _agreed(calls) - kept for inner in lies.get(agreed, ())}
+        return cls(frozenset(kept - packages), frozenset(readable), frozenset(packages))
+
+
+def _carried(calls: Sequence[Call]) -> Iterator[tuple[Call, str]]:
+    """Give each wrapping and unwrapping with the fingerprint of the key that is carried."""
+    for call in _done(calls, *WRAPPING):
+        yield call, Seen.parse(call["key"] if call["call"] == "C_WrapKey" else call["made"]).fingerprint
+
+
+def _agreed(calls: Sequence[Call]) -> set[str]:
+    """Give the fingerprints of the keys that two parties agreed on: derived, or made of what the token digested."""
+    found: set[str] = set()
+    before: dict[int, str] = {}
+    for call in _done(calls):
+        is_digest = call["call"] == "C_CreateObject" and before.get(call["process"]) == "C_DigestFinal"
+        if "made" in call and (is_digest or call["call"] == "C_DeriveKey"):
+            found.add(Seen.parse(call["made"]).fingerprint)
+        before[call["process"]] = call["call"]
+    return found
 
 
 def _done(calls: Sequence[Call], *names: str) -> Iterator[Call]:
@@ -225,6 +249,9 @@ def _fits_session(call: Call, usages: set[str]) -> bool:
 
 def _works(calls: Sequence[Call], stored: _Stored, found: Verdict) -> None:
     """Keys do what they are for: GAKs nothing, a meter's keys never unwrap, storage keys wrap and unwrap alone."""
+    for call, inner in _carried(calls):
+        if inner in stored.packages and Seen.parse(call["under"]).fingerprint in stored.meters | stored.packages:
+            found.against("work", call, "a key that travels alone is carried with others")
     for call in _done(calls):
         keys = {name: Seen.parse(call[name]) for name in HANDLES if name in call}
         works = keys.get("under") or (keys.get("key") if call["call"] in WORK else None)
@@ -238,6 +265,8 @@ def _works(calls: Sequence[Call], stored: _Stored, found: Verdict) -> None:
             found.against("work", call, "a GAK lies under the storage key")
         if call["call"] == "C_UnwrapKey" and keys["under"].fingerprint in stored.meters:
             found.against("work", call, "a meter's key unwraps")
+        if works is not None and works.fingerprint in stored.packages and call["call"] not in WRAPPING:
+            found.against("work", call, "a package's key does other work than wrap and unwrap")
         if works is not None and works.label and works.kind not in WORK.get(call["call"], ()):
             found.against("work", call, f"the key {works.label} works so")
 
