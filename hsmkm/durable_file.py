@@ -6,7 +6,7 @@ import ctypes
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,20 +38,48 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     names = list(files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(names), _AT_ONCE):
-            with ExitStack() as stack:
-                open_files = []
-                for name in names[start : start + _AT_ONCE]:
-                    file = stack.enter_context(_held(_temporary(folder / name), _OF_EVERYBODY))
-                    file.write(files[name])
-                    file.flush()
-                    open_files.append((file, folder / name))
-                _sync([file for file, _ in open_files])
-                for _, path in open_files:
-                    _temporary(path).replace(path)
-        sync_folder(folder)
+        with _alone(folder) as held:
+            for start in range(0, len(names), _AT_ONCE):
+                _write_many(folder, {name: files[name] for name in names[start : start + _AT_ONCE]})
+            os.fsync(held)
     except OSError as error:
         raise _unwritten(folder, error) from error
+
+
+def _write_many(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files under temporary names, sync them, and then give them their names."""
+    temporary = {f"{folder}/.{name}.new": f"{folder}/{name}" for name in files}
+    descriptors: list[int] = []
+    try:
+        for path, data in zip(temporary, files.values(), strict=True):
+            descriptors.append(os.open(path, _TO_WRITE | os.O_TRUNC, _OF_EVERYBODY))
+            _put(descriptors[-1], data)
+        _sync(descriptors)
+        while temporary:
+            os.replace(*next(iter(temporary.items())))  # noqa: PTH105 - a path object costs as much as the call
+            del temporary[next(iter(temporary))]
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for path in temporary:
+            Path(path).unlink(missing_ok=True)
+
+
+def _put(descriptor: int, data: bytes) -> None:
+    """Write all of it: a call may take only a part."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Open a folder in which no other process writes many files meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def create_secret_file(path: Path, data: bytes) -> None:
@@ -84,13 +112,13 @@ def _unwritten(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be written: {error.strerror}", hint=hint)
 
 
-def _sync(files: Sequence[BinaryIO]) -> None:
+def _sync(files: Sequence[int]) -> None:
     """Bring files of one file system to the disk: many of them at once, where the system can."""
     sync_all = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync_all is None or len(files) < _MANY:
         for file in files:
-            os.fsync(file.fileno())
-    elif sync_all(files[0].fileno()) != 0:
+            os.fsync(file)
+    elif sync_all(files[0]) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

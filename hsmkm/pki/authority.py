@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmkm.errors import IntegrityError, RefusedError
-from hsmkm.pki.certificates import common_name, public_key
+from hsmkm.pki.certificates import common_name, public_key, public_octets
 from hsmkm.pki.lint import MAX_SERIAL_BITS, Linted, Plan, lint
 from hsmkm.pki.profiles import NO_END, POLICY_ARC, ROOT, CertificateProfile, hash_for, profile
 from hsmkm.pki.requests import CheckedRequest
@@ -76,9 +76,9 @@ class Authority:
         return Plan(
             kind,
             request.subject,
-            request.public_key,
+            request.key,
             self.certificate,
-            public_key(self.certificate),
+            _issuer_key(self.certificate),
             serial or _serial(),
             begin,
             NO_END if without_end and kind.may_lack_end else end,
@@ -108,7 +108,7 @@ class Authority:
         _must_issue(self.certificate, kind)
         begin, end = _validity(kind, self.certificate, now)
         issuer_key = public_key(self.certificate)
-        plan = Plan(kind, name, key, self.certificate, issuer_key, _serial(), begin, end, arc=arc)
+        plan = Plan(kind, name, public_octets(key), self.certificate, issuer_key, _serial(), begin, end, arc=arc)
         return _certify(plan, self.signer, self.record)
 
 
@@ -118,7 +118,7 @@ def create_root(
     """Make the self-signed certificate of a root; it becomes an anchor only where someone places it."""
     key = signer.public_key()
     begin = _whole_seconds(now)
-    plan = Plan(ROOT, name, key, None, key, _serial(), begin, begin + ROOT.lifetime)
+    plan = Plan(ROOT, name, public_octets(key), None, key, _serial(), begin, begin + ROOT.lifetime)
     return _certify(plan, signer, record)
 
 
@@ -139,15 +139,16 @@ def sign(linted: Linted, signer: ec.EllipticCurvePrivateKey) -> x509.Certificate
     if type(linted) is not Linted:
         raise TypeError("only what lint() made is signed")
     digest = hash_for(linted.plan.issuer_key.curve)
-    signature = signer.sign(linted.tbs, ec.ECDSA(digest))
+    tbs = linted.tbs
+    signature = signer.sign(tbs, ec.ECDSA(digest))
     try:
-        linted.plan.issuer_key.verify(signature, linted.tbs, ec.ECDSA(digest))
+        linted.plan.issuer_key.verify(signature, tbs, ec.ECDSA(digest))
     except InvalidSignature as error:
         raise IntegrityError(
             "the signature made does not verify under the authority's certificate",
             hint="the key in the token is not the one certified, or the token is faulty",
         ) from error
-    return x509.load_der_x509_certificate(with_signature(linted.tbs, linted.plan, signature))
+    return x509.load_der_x509_certificate(with_signature(tbs, linted.plan, signature))
 
 
 def _certify(plan: Plan, signer: ec.EllipticCurvePrivateKey, record: Callable[[Linted], None]) -> x509.Certificate:
@@ -156,6 +157,12 @@ def _certify(plan: Plan, signer: ec.EllipticCurvePrivateKey, record: Callable[[L
     return sign(linted, signer)
 
 
+@lru_cache(maxsize=8)
+def _issuer_key(issuer: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    return public_key(issuer)
+
+
+@lru_cache(maxsize=8)
 def _validity(
     kind: CertificateProfile, issuer: x509.Certificate, now: datetime, lifetime: timedelta | None = None
 ) -> tuple[datetime, datetime]:

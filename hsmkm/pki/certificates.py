@@ -54,7 +54,9 @@ def is_title(text: str) -> bool:
 
 def is_name(text: str) -> bool:
     """Whether the text can be a common name: 1 to 64 printable characters."""
-    return 0 < len(text) <= MAX_NAME and all(unicodedata.category(char)[0] not in "CZ" or char == " " for char in text)
+    if text.isascii():
+        return 0 < len(text) <= MAX_NAME and text.isprintable()
+    return len(text) <= MAX_NAME and all(unicodedata.category(char)[0] not in "CZ" or char == " " for char in text)
 
 
 def common_name(name: x509.Name) -> str | None:

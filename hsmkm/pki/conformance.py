@@ -12,7 +12,7 @@ from cryptography import x509
 
 from hsmkm.errors import HsmkmError, RefusedError
 from hsmkm.pki.authority import arc_of
-from hsmkm.pki.certificates import common_name, public_key
+from hsmkm.pki.certificates import common_name, public_key, public_octets
 from hsmkm.pki.lint import Plan, differences
 from hsmkm.pki.profiles import POLICY_ARC, PROFILES, CertificateProfile
 from hsmkm.pki.requests import texts_of
@@ -53,7 +53,7 @@ def _compared(certificate: x509.Certificate, issuer: x509.Certificate, kind: Cer
     plan = Plan(
         profile=kind,
         subject=common_name(certificate.subject) or "",
-        public_key=public_key(certificate),
+        key=public_octets(public_key(certificate)),
         issuer=None if issuer == certificate else issuer,
         issuer_key=public_key(issuer),
         serial=certificate.serial_number,

@@ -6,6 +6,7 @@ Every field of the certificate that would be signed is read back and compared wi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
@@ -17,9 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from hsmkm.errors import RefusedError
-from hsmkm.pki.certificates import common_name, is_name, is_title
+from hsmkm.pki.certificates import common_name, is_name, is_title, public_octets
+from hsmkm.pki.der import Reader
 from hsmkm.pki.profiles import NO_END, POLICY_ARC, CertificateProfile, hash_for, may_certify
 from hsmkm.pki.requests import alternative_names
+
+_SEQUENCE, _BIT_STRING = 0x30, 0x03
 
 MAX_SERIAL_BITS = 159
 """A serial number is positive and at most 20 octets (RFC 5280 section 4.1.2.2), with the sign bit clear."""
@@ -42,12 +46,12 @@ _ONLY_LINT = _Lint()
 class Plan:
     """What is to be certified, by whom and for how long; `issuer` is None for a root, which certifies itself.
 
-    `arc` is the one under which its policies stand.
+    `key` is the SubjectPublicKeyInfo in DER, and `arc` the one under which its policies stand.
     """
 
     profile: CertificateProfile
     subject: str
-    public_key: ec.EllipticCurvePublicKey
+    key: bytes
     issuer: x509.Certificate | None
     issuer_key: ec.EllipticCurvePublicKey
     serial: int
@@ -135,7 +139,7 @@ def _dates(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
 
 def _key(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key != plan.public_key:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or public_octets(key) != plan.key:
         yield "the public key is not the one asked for"
     elif not may_certify(plan.issuer_key.curve, key.curve):
         yield f"an authority on {plan.issuer_key.curve.name} may not certify a key on {key.curve.name}"
@@ -157,24 +161,34 @@ def _extensions(certificate: x509.Certificate, plan: Plan) -> Iterator[str]:
 
 def expected_extensions(plan: Plan) -> tuple[Extension, ...]:
     """Give every extension the plan asks for, with its criticality."""
-    return key_identifier(plan.public_key), *shared_extensions(plan)
+    return key_identifier(plan.key), *shared_extensions(plan)
 
 
-def key_identifier(key: ec.EllipticCurvePublicKey) -> Extension:
-    """Give the extension that is each certificate's own."""
-    return False, x509.SubjectKeyIdentifier.from_public_key(key)
+def key_identifier(key: bytes) -> Extension:
+    """Give the extension that is each certificate's own: the SHA-1 of its key (RFC 5280 section 4.2.1.2, method 1)."""
+    point = Reader(key).inside(_SEQUENCE)
+    point.take(_SEQUENCE)
+    digest = hashlib.sha1(point.take(_BIT_STRING)[1:], usedforsecurity=False).digest()
+    return False, x509.SubjectKeyIdentifier(digest)
 
 
 def shared_extensions(plan: Plan) -> tuple[Extension, ...]:
     """Give the extensions that are alike for one authority, profile and list of names."""
     if plan.issuer is None:
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(plan.issuer_key)
-    else:
-        issuer = authority_key(plan.issuer)
-    return _alike(plan.profile, plan.arc, plan.names, issuer)
+        own = x509.AuthorityKeyIdentifier.from_issuer_public_key(plan.issuer_key)
+        return _alike(plan.profile, plan.arc, plan.names, own)
+    return extensions_under(plan.issuer, plan.profile, plan.arc, plan.names)
 
 
 @lru_cache(maxsize=8)
+def extensions_under(
+    issuer: x509.Certificate, kind: CertificateProfile, arc: str, names: tuple[str, ...]
+) -> tuple[Extension, ...]:
+    """Do the same for an issuer, whose key is named as it names it itself (RFC 5280 section 4.2.1.1)."""
+    own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return _alike(kind, arc, names, x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own))
+
+
 def _alike(
     kind: CertificateProfile, arc: str, names: tuple[str, ...], issuer: x509.AuthorityKeyIdentifier
 ) -> tuple[Extension, ...]:
@@ -189,10 +203,3 @@ def _alike(
     if names:
         found.append((False, alternative_names(names)))
     return tuple(found)
-
-
-@lru_cache(maxsize=8)
-def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """Give the identifier by which the issuer itself is known (RFC 5280 section 4.2.1.1)."""
-    own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)

@@ -11,10 +11,9 @@ from functools import lru_cache
 
 from cryptography import x509
 
-from hsmkm.pki.certificates import public_octets
 from hsmkm.pki.der import bit_string, element, octet_string, sequence
-from hsmkm.pki.lint import Extension, Plan, key_identifier, shared_extensions
-from hsmkm.pki.profiles import hash_for
+from hsmkm.pki.lint import Extension, Plan, extensions_under, key_identifier, shared_extensions
+from hsmkm.pki.profiles import CertificateProfile, hash_for
 from hsmkm.pki.requests import subject_name
 
 _INTEGER, _OID, _UTC_TIME, _GENERALIZED_TIME = 0x02, 0x06, 0x17, 0x18
@@ -37,7 +36,7 @@ _NO_SIGNATURE = sequence(element(_INTEGER, b"\1"), element(_INTEGER, b"\1"))
 def encode(plan: Plan) -> bytes:
     """Encode the octets that are to be signed, in DER."""
     subject = subject_name(plan.subject).public_bytes()
-    extensions = _extension(key_identifier(plan.public_key)) + _shared(plan)
+    extensions = _extension(key_identifier(plan.key)) + _shared(plan)
     return sequence(
         _V3,
         element(_INTEGER, plan.serial.to_bytes(plan.serial.bit_length() // 8 + 1, "big")),
@@ -45,7 +44,7 @@ def encode(plan: Plan) -> bytes:
         subject if plan.issuer is None else _subject_of(plan.issuer),
         _validity(plan.not_before, plan.not_after),
         subject,
-        public_octets(plan.public_key),
+        plan.key,
         element(_EXTENSIONS, sequence(extensions)),
     )
 
@@ -81,12 +80,14 @@ def _time(moment: datetime) -> bytes:
 
 
 def _shared(plan: Plan) -> bytes:
-    return _encoded(shared_extensions(plan))
+    if plan.issuer is None:
+        return b"".join(map(_extension, shared_extensions(plan)))
+    return _under(plan.issuer, plan.profile, plan.arc, plan.names)
 
 
 @lru_cache(maxsize=8)
-def _encoded(extensions: tuple[Extension, ...]) -> bytes:
-    return b"".join(map(_extension, extensions))
+def _under(issuer: x509.Certificate, kind: CertificateProfile, arc: str, names: tuple[str, ...]) -> bytes:
+    return b"".join(map(_extension, extensions_under(issuer, kind, arc, names)))
 
 
 def _extension(extension: Extension) -> bytes:

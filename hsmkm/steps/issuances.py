@@ -12,7 +12,7 @@ from hsmkm.pki.lint import Linted, Plan
 from hsmkm.pki.requests import subject_name
 from hsmkm.store import certificates, certified_keys
 from hsmkm.store.certificates import Issuance
-from hsmkm.store.store import Transaction
+from hsmkm.store.store import StoredRow, Transaction
 
 SERIAL_OCTETS = 20
 
@@ -30,12 +30,12 @@ def record_planned(tx: Transaction, linted: Linted) -> None:
     record_many_planned(tx, [(linted.plan, linted.tbs)])
 
 
-def record_many_planned(tx: Transaction, planned: Sequence[tuple[Plan, bytes]]) -> None:
-    """Do the same for many, each given with the octets that are to be signed."""
+def record_many_planned(tx: Transaction, planned: Sequence[tuple[Plan, bytes]]) -> list[StoredRow]:
+    """Do the same for many, each given with the octets that are to be signed; what completes them later is given."""
     claim_older(tx)
-    keys = [(key_digest(plan.public_key), (plan.profile.name, plan.subject)) for plan, _ in planned]
+    keys = [(hashlib.sha256(plan.key).digest(), (plan.profile.name, plan.subject)) for plan, _ in planned]
     certified_keys.claim_many(tx, keys)
-    certificates.record_issued(tx, *(_issuance(plan, tbs) for plan, tbs in planned))
+    return certificates.record_issued(tx, *(_issuance(plan, tbs) for plan, tbs in planned))
 
 
 def _issuance(plan: Plan, tbs: bytes) -> Issuance:

@@ -35,6 +35,7 @@ from hsmkm.steps.signatures import Terms, sign_drafts
 from hsmkm.store import certificates, intents
 from hsmkm.store.canonical import canonical_json
 from hsmkm.store.certificates import CertificateRecord, CertificateState, Source
+from hsmkm.store.store import StoredRow
 
 BATCH = 500
 """Certificates that are recorded at once, and completed at once."""
@@ -151,15 +152,15 @@ class _Issuing:
         self._authority: Authority = open_authority(self.party, self.issuer)
         self._chain = own_chain(self.party, self.issuer)
         self._now = utc_now()
-        self._recorded: deque[Sequence[_Planned]] = deque()
+        self._recorded: deque[tuple[Sequence[_Planned], Sequence[StoredRow]]] = deque()
 
     def issue(self, wanted: Sequence[Wanted]) -> Iterator[Made]:
         """Issue certificates, each batch durable before its certificates are given."""
         signatures: list[bytes] = []
         for some in self.party.hands.work(len(wanted), sign_drafts, self._drafts(wanted)):
             signatures += some
-            if len(signatures) == len(self._recorded[0]):
-                yield from self._complete(self._recorded.popleft(), signatures)
+            if len(signatures) == len(self._recorded[0][0]):
+                yield from self._complete(*self._recorded.popleft(), signatures)
                 signatures = []
 
     def _drafts(self, wanted: Sequence[Wanted]) -> Iterator[tuple[Terms, list[Draft]]]:
@@ -169,7 +170,6 @@ class _Issuing:
         size = min(SIGNED, self.party.hands.shape.batch)
         for start in range(0, len(wanted), BATCH):
             planned = self._record(wanted[start : start + BATCH])
-            self._recorded.append(planned)
             drafts = [Draft(one.wanted.request, one.plan.serial, one.tbs) for one in planned]
             yield from ((terms, drafts[at : at + size]) for at in range(0, len(drafts), size))
 
@@ -177,16 +177,19 @@ class _Issuing:
         plans = [self._authority.plan(one.request, self._now, without_end=self.without_end) for one in batch]
         planned = [_Planned(one, plan, encode(plan)) for one, plan in zip(batch, plans, strict=True)]
         with self.party.store.begin("pki-issue", *_about(batch)) as tx:
-            record_many_planned(tx, [(one.plan, one.tbs) for one in planned])
+            rows = record_many_planned(tx, [(one.plan, one.tbs) for one in planned])
+        self._recorded.append((planned, rows))
         return planned
 
-    def _complete(self, batch: Sequence[_Planned], signatures: Sequence[bytes]) -> Iterator[Made]:
+    def _complete(
+        self, batch: Sequence[_Planned], rows: Sequence[StoredRow], signatures: Sequence[bytes]
+    ) -> Iterator[Made]:
         """Store certificates, whose signatures were verified, and write their files."""
         issuer = name_text(self._authority.certificate.subject)
         ders = [with_signature(one.tbs, one.plan, made) for one, made in zip(batch, signatures, strict=True)]
         records = [_record_of(one.plan, der, issuer) for one, der in zip(batch, ders, strict=True)]
         with self.party.store.begin("pki-issued", *_about([one.wanted for one in batch])) as tx:
-            certificates.complete_issued(tx, *records)
+            certificates.complete_recorded(tx, rows, records)
         signed = [(one.wanted, der, one.plan.serial) for one, der in zip(batch, ders, strict=True)]
         yield from _write(signed, self._chain, self.out)
 

@@ -54,8 +54,8 @@ class AuthenticatedTable:
         if changed:
             tx.update_macs(self.table, self.key, changed)
 
-    def insert_many(self, tx: Transaction, rows: Iterable[Mapping[str, Value]]) -> None:
-        """Insert many rows at revision 1; raises RefusedError if the key of any is taken.
+    def insert_many(self, tx: Transaction, rows: Iterable[Mapping[str, Value]]) -> list[StoredRow]:
+        """Insert many rows at revision 1, and give them; raises RefusedError if the key of any is taken.
 
         Their MACs, which cover all that is in them, are what the audit record is told.
         """
@@ -65,6 +65,18 @@ class AuthenticatedTable:
         cells = (*self.columns, "revision", "mac_key", "mac")
         tx.effect(encode(f"insert {self.table.name}", *(row["mac"] for row in sealed)))
         tx.insert_rows(self.table, cells, [tuple(row[name] for name in cells) for row in sealed])
+        return sealed
+
+    def unchanged(self, tx: Transaction, rows: Sequence[StoredRow]) -> bool:
+        """Tell whether rows that were read or made before are still as they were; their keys differ in the last part.
+
+        What somebody changed beside their MAC shows when they are read next.
+        """
+        *first, last = self.key
+        beginning = {name: rows[0][name] for name in first} if rows else {}
+        pages = self._pages(last, [row[last] for row in rows], beginning, last, "mac")
+        found = {each[last]: each["mac"] for page in pages for each in tx.all(page)}
+        return all(found.get(row[last]) == row["mac"] for row in rows)
 
     def fetch_many(self, tx: Transaction, column: str, values: Sequence[Value], **key: Value) -> list[StoredRow]:
         """Read the rows with one of these values in a column and with the rest of the key, and verify each."""
@@ -113,13 +125,15 @@ class AuthenticatedTable:
         for beginning, alike in groupby(rows, key=lambda row: {name: row[name] for name in first}):
             by_last = {row[last]: row for row in alike}
             for page in self._pages(last, list(by_last), beginning):
-                taken = tx.one(page)
-                if taken is not None:
+                for taken in tx.all(page.limit(1)):
                     raise RefusedError(f"{self.name(taken)} is there already")
 
-    def _pages(self, column: str, values: Sequence[Value], key: Mapping[str, Value]) -> Iterator[Select[Any]]:
-        """Select the rows with one of many values in a column, in several statements."""
-        statement = select(self.table).where(*(self.table.c[name] == value for name, value in key.items()))
+    def _pages(
+        self, column: str, values: Sequence[Value], key: Mapping[str, Value], *cells: str
+    ) -> Iterator[Select[Any]]:
+        """Select the rows, or these cells of them, with one of many values in a column, in several statements."""
+        wanted = [self.table.c[name] for name in cells or self.table.c.keys()]
+        statement = select(*wanted).where(*(self.table.c[name] == value for name, value in key.items()))
         for start in range(0, len(values), PAGE):
             yield statement.where(self.table.c[column].in_(values[start : start + PAGE]))
 

@@ -6,7 +6,7 @@ number is unique for each issuer. When it is signed, the certificate is stored a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -175,12 +175,9 @@ def set_state(tx: Transaction, fingerprint: bytes, state: CertificateState) -> N
     ROWS.replace(tx, row, {"state": state.value})
 
 
-def record_issued(tx: Transaction, *planned: Issuance) -> None:
-    """Record what is about to be signed; raises RefusedError if an issuer used one of the serial numbers before.
-
-    That is the database's own refusal: a serial number is part of the row's key.
-    """
-    ISSUANCES.insert_many(tx, [_plain(one, ISSUANCE_COLUMNS) for one in planned])
+def record_issued(tx: Transaction, *planned: Issuance) -> list[StoredRow]:
+    """Record what is about to be signed; raises RefusedError if an issuer used one of the serial numbers before."""
+    return ISSUANCES.insert_many(tx, [_plain(one, ISSUANCE_COLUMNS) for one in planned])
 
 
 def complete_issued(tx: Transaction, *signed: CertificateRecord) -> None:
@@ -195,7 +192,20 @@ def complete_issued(tx: Transaction, *signed: CertificateRecord) -> None:
     for row in rows:
         if row["state"] != CertificateState.PLANNED:
             raise RefusedError(f"serial number {row['serial'].hex()} of {row['issuer']} was issued before")
-    ROWS.insert_many(tx, [_plain(one, COLUMNS) for one in signed])
+    _complete(tx, rows, by_number)
+
+
+def complete_recorded(tx: Transaction, recorded: Sequence[StoredRow], signed: Sequence[CertificateRecord]) -> None:
+    """Do the same for what one issuer signed of what `record_issued` gave; RefusedError where it was changed since."""
+    if not ISSUANCES.unchanged(tx, recorded):
+        raise RefusedError("what was recorded before it was signed was changed meanwhile", hint="issue it again")
+    _complete(tx, recorded, {(one.issuer, one.serial): one for one in signed})
+
+
+def _complete(
+    tx: Transaction, rows: Sequence[StoredRow], by_number: Mapping[tuple[str, bytes], CertificateRecord]
+) -> None:
+    ROWS.insert_many(tx, [_plain(one, COLUMNS) for one in by_number.values()])
     valid = CertificateState.VALID.value
     made = [by_number[row["issuer"], row["serial"]].fingerprint for row in rows]
     changes: list[dict[str, Value]] = [{"state": valid, "fingerprint": one} for one in made]

@@ -148,9 +148,12 @@ class Transaction:
         return changed
 
     def update_macs(self, table: Table, key: Sequence[str], rows: Sequence[tuple[bytes, StoredRow]]) -> None:
-        """Change many rows, each given with the MAC that it had; the cells of `key` say which, the others are new."""
+        """Change many rows, each given with the MAC that it had; the cells of `key` say which, the others are new.
+
+        The new MACs cover the rows, and so tell the audit record what was done.
+        """
+        self.effect(encode(f"update {table.name}", *(row["mac"] for _, row in rows)))
         for before, row in rows:
-            self.effect(_change("update", table, {name: row[name] for name in key}, row))
             self.changes.remove(table.name, before)
             self.changes.add(table.name, row["mac"])
         statement = statements.change_at(table, tuple((name, False) for name in key))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 from hsmkm.errors import InputError, IntegrityError, RefusedError
 from hsmkm.pki.authority import Authority, Draft, create_root, sign
@@ -324,11 +324,13 @@ def test_what_is_to_be_signed_is_what_cryptography_builds(tree: str, request: py
 
 def built(plan: Plan) -> x509.Certificate:
     """Build what was planned with cryptography, signed by a key of no importance."""
+    key = load_der_public_key(plan.key)
+    assert isinstance(key, ec.EllipticCurvePublicKey)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject_name(plan.subject))
         .issuer_name(plan.issuer_subject or subject_name(plan.subject))
-        .public_key(plan.public_key)
+        .public_key(key)
         .serial_number(plan.serial)
         .not_valid_before(plan.not_before)
         .not_valid_after(plan.not_after)
