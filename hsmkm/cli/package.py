@@ -11,6 +11,7 @@ import typer
 from hsmkm.cli.approved import Approval, named
 from hsmkm.cli.deferred import deferred
 from hsmkm.cli.frame import frame, party_worker, show, talk
+from hsmkm.cli.renew import meter_names
 from hsmkm.steps.results import Taken
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ def export(
     meters: Annotated[list[str] | None, typer.Argument(help="System titles or serial numbers.")] = None,
     purpose: Annotated[str, typer.Option(help="delivery, distribution or transfer.")] = "delivery",
     order: Annotated[str | None, typer.Option(help="All meters of this order (its id).")] = None,
+    file: Annotated[Path | None, typer.Option("--list", help="File with one meter on each line.")] = None,
     approval: Approval = "",
 ) -> None:
     """Make a key package for a registered party.
 
     The keys are wrapped for it, and the signed package is written to HOME/packages.
     """
+    names = meter_names(meters, file) if meters or file else []
     with party_worker() as worker:
-        sent = worker.call(exporting.export, purpose, to, tuple(meters or ()), order, named(approval))
+        sent = worker.call(exporting.export, purpose, to, tuple(names), order, named(approval))
     show(
         [{"package": sent.id, "purpose": sent.purpose, "to": sent.recipient, "meters": sent.meters, "file": sent.path}],
         ("package", "purpose", "to", "meters", "file"),

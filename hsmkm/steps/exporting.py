@@ -60,6 +60,8 @@ from hsmkm.store.pages import PAGE
 from hsmkm.store.sealed_sets import SealedSet
 from hsmkm.store.store import Transaction
 
+PARTS = "export fewer meters at a time: hsmkm package export --list FILE"
+
 
 def export(party: Party, purpose: str, to: str, names: tuple[str, ...], order: str | None, approval: str = "") -> Sent:
     """Export meters by name, or those of an order, to a registered party.
@@ -101,9 +103,13 @@ def _purpose(purpose: str, to: str) -> Purpose:
 def _selected(tx: Transaction, names: tuple[str, ...], order: str | None) -> list[Meter]:
     found = [meters.find(tx, name) for name in names]
     after = b""
-    while order is not None and (page := meters.listing(tx, after=after, order=order)):
+    while order is not None and (page := meters.listing(tx, after=after, limit=meters.PAGE, order=order)):
         found += page
         after = page[-1].system_title
+        if len(found) > MAX_METERS and len(page) == meters.PAGE:
+            raise InputError(
+                f"a package has at most {MAX_METERS} key sets, and order {order} has more meters", hint=PARTS
+            )
     if not found:
         raise InputError("no meter is selected", hint="name meters, or an order with --order")
     return found
@@ -188,8 +194,7 @@ class _Choice:
             found = self._page(wanted[start : start + PAGE], reasons)
             sets += sum(len(lot.sets) for lot in found)
             if sets > MAX_METERS:
-                hint = "export fewer meters at a time"
-                raise InputError(f"a package has at most {MAX_METERS} key sets, and more are selected", hint=hint)
+                raise InputError(f"a package has at most {MAX_METERS} key sets, and more are selected", hint=PARTS)
             yield from found if not reasons else ()
         _refuse(reasons)
 

@@ -114,6 +114,14 @@ def test_an_order_is_provisioned_once_and_its_meters_belong_to_it(realm: Realm) 
     assert list(realm.home("factory").glob("packages/*.p7m")) == [Path(made["package"])]
 
 
+def test_meters_are_exported_by_a_list(realm: Realm) -> None:
+    realm.rows("factory", "meter", "provision", str(realm.order(1, 2, 3)), "--line", "line")
+    path = realm.folder / "meters"
+    path.write_text(f"1\n\n{title_of(2)}\n1\n")
+    (sent,) = realm.rows("factory", "package", "export", "--list", str(path), "--to", "utility")
+    assert (sent["meters"], sent["to"]) == (2, "utility")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "code"),
     [

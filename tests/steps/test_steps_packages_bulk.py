@@ -125,6 +125,18 @@ def test_more_key_sets_than_a_package_holds_are_refused(realm: Realm, monkeypatc
             export(party, "delivery", "utility", (), order)
 
 
+def test_an_order_of_more_meters_than_a_package_holds_is_refused_before_it_is_read_whole(
+    realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsmkm.steps.exporting.MAX_METERS", 3)
+    monkeypatch.setattr("hsmkm.store.meters.PAGE", 4)
+    with realm.open("factory") as party:
+        order = provision(party, realm.order(*SERIALS), "line").order
+        with pytest.raises(InputError, match="has more meters") as caught:
+            export(party, "delivery", "utility", (), order)
+    assert "--list FILE" in caught.value.hint
+
+
 def test_a_package_of_an_injection_is_made_again(realm: Realm) -> None:
     with realm.open("factory") as party:
         provision(party, realm.order(*SERIALS), "line")
