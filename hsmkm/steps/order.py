@@ -273,11 +273,11 @@ def order_digest(path: Path) -> bytes:
 
 def _octets(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        octets = path.read_bytes() if size <= MAX_ORDER_OCTETS else b""
+        with path.open("rb") as file:
+            octets = file.read(MAX_ORDER_OCTETS + 1)
     except OSError as error:
         raise InputError(f"cannot read order {path}: {error.strerror}", hint="give the path of a CSV file") from error
-    if size > MAX_ORDER_OCTETS:
+    if len(octets) > MAX_ORDER_OCTETS:
         raise InputError(f"order {path} is above {MAX_ORDER_OCTETS} octets", hint="split it into several orders")
     return octets
 

@@ -52,12 +52,13 @@ _Certified = tuple[x509.Certificate, str, str]
 def read_package(path: Path) -> bytes:
     """Read a package file; InputError where it is missing or too large."""
     try:
-        size = path.stat().st_size
-        if size > MAX_PACKAGE:
-            raise InputError(f"{path} is above {MAX_PACKAGE} octets", hint="a package has at most 10,000 meters")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            octets = file.read(MAX_PACKAGE + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", hint="give the path of a .p7m file") from error
+    if len(octets) > MAX_PACKAGE:
+        raise InputError(f"{path} is above {MAX_PACKAGE} octets", hint="a package has at most 10,000 meters")
+    return octets
 
 
 def receive_file(party: Party, path: Path) -> Taken:

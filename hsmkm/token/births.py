@@ -151,10 +151,10 @@ class Births:
         return self._view[0:half], self._view[half : self._whole]
 
     def _forget(self, born: int) -> None:
-        for place in range(born):
-            code = self._destroy(self._handle, self._keys[place])
-            if code:
-                raise ckr.error(code, "C_DestroyObject")
+        """Destroy each key, also after one that could not be."""
+        refused = [code for place in range(born) if (code := self._destroy(self._handle, self._keys[place]))]
+        if refused:
+            raise ckr.error(refused[0], "C_DestroyObject")
 
     def mac(self, data: bytes) -> bytes:
         """Make an HMAC-SHA256 (32 octets) with the integrity key of the batch: C_SignInit and C_Sign."""

@@ -157,10 +157,6 @@ class Session:
         octets = pin.reveal() if pin else b""
         self._call("C_Login", user, octets, len(octets))
 
-    def logout(self) -> None:
-        """Log the process out of the token."""
-        self._call("C_Logout")
-
     def init_pin(self, pin: Pin) -> None:
         """Set the user's PIN, in a session of the security officer."""
         octets = pin.reveal()

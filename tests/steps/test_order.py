@@ -102,6 +102,11 @@ def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
         read_order(tmp_path / "none.csv", load_model)
 
 
+def test_an_order_that_never_ends_is_read_no_further_than_an_order_may_be_long() -> None:
+    with pytest.raises(InputError, match=r"/dev/zero is above \d+ octets"):
+        read_order(Path("/dev/zero"), load_model)
+
+
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: (HEADER + text).encode()))
 def test_any_octets_are_an_order_or_an_input_error(octets: bytes) -> None:
     with contextlib.suppress(InputError):

@@ -23,7 +23,7 @@ from hsmkm.pki.certificates import read_certificates
 from hsmkm.pki.revocation import build_crl
 from hsmkm.steps import certify
 from hsmkm.steps.party import utc_now
-from hsmkm.steps.receive import receive, receive_or_refuse
+from hsmkm.steps.receive import read_package, receive, receive_or_refuse
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.store import key_sets, meters
 from hsmkm.token.types import KeyRole
@@ -403,3 +403,8 @@ def test_a_certificate_folder_of_a_stranger_is_not_registered(realm: Realm, tmp_
         register_party(party, PartyPlan("stranger", "factory", ("MMM",), "", "", folder))
     assert all(reason.startswith("tls.pem: ") for reason in caught.value.reasons)
     assert everything(realm, "utility") == before
+
+
+def test_a_package_file_that_never_ends_is_read_no_further_than_a_package_may_be_long() -> None:
+    with pytest.raises(InputError, match=r"/dev/zero is above \d+ octets"):
+        read_package(Path("/dev/zero"))

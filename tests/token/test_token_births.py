@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hsmkm.errors import IntegrityError, PolicyError
+from hsmkm.errors import IntegrityError, PolicyError, TokenBusyError
+from hsmkm.token import ckr
 from hsmkm.token.births import Births, NewKey
 from hsmkm.token.template import Template
 from hsmkm.token.types import KeyRole, Mac, MeterRole, Sealed, SecretRole, Use
@@ -68,6 +69,19 @@ def test_no_key_of_a_batch_is_left_in_the_token(vault: Vault, own_session: bool)
         with Births(vault, form, package, own_session=own_session) as births:
             births.make()
         assert vault.session.cryptoki.find(Template({}), 100) == before
+
+
+def test_a_key_that_the_token_does_not_destroy_leaves_no_other_behind(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = tuple(NewKey(role, 16) for role in ROLES)
+    with vault.generate_package_key() as package, Births(vault, form, package) as births:
+        before = vault.session.cryptoki.find(Template({}), 100)
+        destroy, refusals = births._destroy, iter([ckr.CODES["CKR_DEVICE_MEMORY"]])
+        monkeypatch.setattr(births, "_destroy", lambda session, key: next(refusals, 0) or destroy(session, key))
+        with pytest.raises(TokenBusyError, match="C_DestroyObject"):
+            births.make()
+        assert len(vault.session.cryptoki.find(Template({}), 100)) == len(before) + 1
 
 
 def test_a_set_begins_with_its_master_key_and_travels_under_a_package_key(vault: Vault) -> None:
