@@ -25,7 +25,7 @@ ATTACH_SECONDS = 20
 COMMAND_SECONDS = 120
 
 _FILES = (
-    "openat,creat,write,pwrite64,writev,pwritev,fsync,fdatasync,ftruncate,truncate,fallocate,"
+    "openat,creat,write,pwrite64,writev,pwritev,fsync,fdatasync,syncfs,ftruncate,truncate,fallocate,"
     "rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,chmod,fchmod,fchmodat"
 )
 _WIRE = "sendto,sendmsg,recvfrom,recvmsg,shutdown"
