@@ -15,10 +15,10 @@ from hsmkm.meter_model import MeterModel
 from hsmkm.steps.credentials import secret_roles
 from hsmkm.steps.party import Party
 from hsmkm.store import models
-from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, ROLE_NAMES, StoredKey
+from hsmkm.store.key_set import IDENTITY_OCTETS, ROLE_NAMES, StoredKey
 from hsmkm.store.models import ModelKeys
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import SECRET_OCTETS, KeyRole, MeterRole, Sealed, SecretRole
+from hsmkm.token.types import KEY_OCTETS, SECRET_OCTETS, KeyRole, MeterRole, Sealed, SecretRole
 
 MAX_KEY_FILE = 4096
 _BLANK = re.compile(rb"\s*(#.*)?")

@@ -33,12 +33,12 @@ from hsmkm.steps.party import Party
 from hsmkm.steps.results import Provisioned, Sent
 from hsmkm.steps.waiting import Waiting, chunks_of, waiting_of
 from hsmkm.store import holders, key_sets, meters, orders
-from hsmkm.store.key_set import KEY_OCTETS, KeyState
+from hsmkm.store.key_set import KeyState
 from hsmkm.store.key_set_bulk import Form, identities_of, wrapped_of
 from hsmkm.store.meter import Meter
 from hsmkm.store.orders import Order
 from hsmkm.store.store import Transaction
-from hsmkm.token.types import KeyRole, MeterRole, Sealed
+from hsmkm.token.types import KEY_OCTETS, KeyRole, MeterRole, Sealed
 
 FIRST_GENERATION = 1
 _KEYS = (KeyRole.MASTER, KeyRole.GUEK, KeyRole.GBEK, KeyRole.GAK)

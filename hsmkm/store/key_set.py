@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hsmkm.errors import IntegrityError, RefusedError
 from hsmkm.store.canonical import MECHANISM, encode
 from hsmkm.store.times import to_seconds
-from hsmkm.token.types import SECRET_OCTETS, KeyRole, Mac, MeterRole, SecretRole
+from hsmkm.token.types import KEY_OCTETS, SECRET_OCTETS, KeyRole, Mac, MeterRole, SecretRole
 
 if TYPE_CHECKING:
     from hsmkm.store.meter import Meter
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 LABEL = "hsmkm key set/1"
 TITLE_OCTETS = 8
 IDENTITY_OCTETS = 16
-KEY_OCTETS = {0: 16, 1: 16, 2: 32}
-"""Octets of a key by security suite (IEC 62056-5-3, table of security suites)."""
 WRAP_OCTETS = 8
 """What AES key wrap adds (RFC 3394; RFC 5649 to a secret)."""
 

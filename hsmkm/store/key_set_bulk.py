@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hsmkm.store.canonical import MECHANISM, encode, item
-from hsmkm.store.key_set import IDENTITY_OCTETS, KEY_OCTETS, LABEL, ROLE_NUMBERS, WRAP_OCTETS, KeyState
-from hsmkm.token.types import MeterRole
+from hsmkm.store.key_set import IDENTITY_OCTETS, LABEL, ROLE_NUMBERS, WRAP_OCTETS, KeyState
+from hsmkm.token.types import KEY_OCTETS, MeterRole
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,13 @@ from hsmkm.store import models, orders, pages, schema
 from hsmkm.store.authenticated import AuthenticatedTable
 from hsmkm.store.canonical import Value
 from hsmkm.store.cells import altered
-from hsmkm.store.key_set import KEY_OCTETS, TITLE_OCTETS
+from hsmkm.store.key_set import TITLE_OCTETS
 from hsmkm.store.meter import Meter
 from hsmkm.store.pages import rows_of
 from hsmkm.store.schema import meters as table
 from hsmkm.store.store import Store, StoredRow, Transaction
 from hsmkm.store.times import from_seconds, to_seconds
+from hsmkm.token.types import KEY_OCTETS
 
 __all__ = [
     "Meter",

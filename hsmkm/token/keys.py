@@ -9,7 +9,7 @@ from pkcs11 import Attribute
 from hsmkm.errors import IntegrityError, PolicyError, ProtocolError, TokenUnreachableError
 from hsmkm.token.attributes import Role
 from hsmkm.token.template import View, ffi, wipe
-from hsmkm.token.types import KeyRole, SessionRole, Use, key_octets
+from hsmkm.token.types import KEY_OCTETS, KeyRole, SessionRole, Use
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,6 +86,7 @@ class CipherKey:
         self._session = session
         self._key = key
         self._gak_octets = gak.octets
+        self._fitting = frozenset(suite for suite, octets in KEY_OCTETS.items() if octets == gak.octets)
         self._iv = ffi.new("unsigned char[]", IV_OCTETS)
         self._parameters = ffi.new("CK_GCM_PARAMS *")
         self._parameters.pIv, self._parameters.ulIvLen = self._iv, IV_OCTETS
@@ -154,7 +155,8 @@ class CipherKey:
             raise ProtocolError(f"security control {security_control:#x} asks for no protection known here")
         if len(iv) != IV_OCTETS:
             raise ProtocolError(f"an initialisation vector of {len(iv)} octets instead of {IV_OCTETS}")
-        self._check_suite(security_control & _SUITE)
+        if security_control & _SUITE not in self._fitting:
+            raise ProtocolError(self._misfit(security_control & _SUITE))
         if len(header) + len(data) > self._room:
             self._make_room(len(header) + len(data))
         ffi.memmove(self._iv, iv, IV_OCTETS)
@@ -164,17 +166,15 @@ class CipherKey:
         extra = header + data if mode == _AUTHENTICATION else header
         start = 1 + self._gak_octets
         self._aad[0] = security_control
-        self._aad_view[start : start + len(extra)] = extra
+        if extra:
+            self._aad_view[start : start + len(extra)] = extra
         self._parameters.ulAADLen = start + len(extra)
         return mode
 
-    def _check_suite(self, suite: int) -> None:
-        try:
-            fits = key_octets(suite) == self._gak_octets
-        except ValueError as error:
-            raise ProtocolError(f"there is no security suite {suite}") from error
-        if not fits:
-            raise ProtocolError(f"security suite {suite} does not fit keys of {self._gak_octets} octets")
+    def _misfit(self, suite: int) -> str:
+        if suite not in KEY_OCTETS:
+            return f"there is no security suite {suite}"
+        return f"security suite {suite} does not fit keys of {self._gak_octets} octets"
 
     def _encrypt(self, data: bytes) -> bytes:
         length = self._session.cryptoki.encrypt(self._mechanism, self._key.number(), data, self._out, self._out_room)

@@ -100,13 +100,16 @@ class TokenSettings:
     kdf_on_host: bool
 
 
+KEY_OCTETS = {0: 16, 1: 16, 2: 32}
+"""Octets of a key by security suite (IEC 62056-5-3, table of security suites)."""
+
+
 def key_octets(suite: int) -> int:
     """Return the length of a symmetric key of a DLMS security suite: 16 octets in suites 0 and 1, 32 in suite 2.
 
     Raises ValueError for a suite that does not exist.
     """
-    if suite in (0, 1):
-        return 16
-    if suite == 2:  # noqa: PLR2004 - the number of the suite is its name
-        return 32
-    raise ValueError(f"no security suite {suite}")
+    try:
+        return KEY_OCTETS[suite]
+    except KeyError as error:
+        raise ValueError(f"no security suite {suite}") from error

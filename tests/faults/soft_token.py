@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from hsmkm.errors import IntegrityError
 from hsmkm.simulator.keys import SoftwareKeys
-from hsmkm.store.key_set import KEY_OCTETS
-from hsmkm.token.types import Mac, MeterRole, Sealed, Use
+from hsmkm.token.types import KEY_OCTETS, Mac, MeterRole, Sealed, Use
 
 STORAGE, INTEGRITY = bytes(range(32)), bytes(range(32, 64))
 """Those of every simulated token: a database that was made once serves for every seed."""

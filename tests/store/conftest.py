@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from hsmkm.errors import IntegrityError
-from hsmkm.store.key_set import KEY_OCTETS, WRAP_OCTETS, KeySet, KeySetRef, KeyState, StoredKey
+from hsmkm.store.key_set import WRAP_OCTETS, KeySet, KeySetRef, KeyState, StoredKey
 from hsmkm.store.meter import Meter
 from hsmkm.store.store import Store
-from hsmkm.token.types import KeyRole, Mac
+from hsmkm.token.types import KEY_OCTETS, KeyRole, Mac
 from tests.database import query
 from tests.postgresql import Cluster, chosen
 
