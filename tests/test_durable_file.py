@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hsmkm.durable_file import create_secret_file, replace_file, replace_files
+from hsmkm.durable_file import _syncfs_tells_errors, create_secret_file, replace_file, replace_files
 from hsmkm.errors import InputError, RefusedError
 
 
@@ -83,3 +83,10 @@ def test_of_many_files_none_has_a_name_before_it_is_whole_and_none_is_left_half(
         replace_files(tmp_path, {f"{number}.pem": b"whole" for number in range(count)})
     assert not list(tmp_path.glob(".*"))
     assert all(path.is_dir() or path.read_bytes() == b"whole" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("release", "tells"), [("5.7.19-generic", False), ("5.8.0", True), ("6.1.0-13-amd64", True), ("4", False)]
+)
+def test_all_files_are_synced_at_once_only_where_that_tells_of_a_failure(release: str, tells: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    assert _syncfs_tells_errors(release) is tells

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,10 @@ def asked_in(hands: Hands, folder: Path) -> tuple[list[Wanted], list[Fault]]:
     batches = ((paths[start : start + size],) for start in range(0, len(paths), size))
     found: list[Wanted] = []
     faults: list[Fault] = []
-    for some, wrong in hands.work(len(paths), check_files, batches):
-        found += some
-        faults += wrong
+    with closing(hands.work(len(paths), check_files, batches)) as answers:
+        for some, wrong in answers:
+            found += some
+            faults += wrong
     return found, faults
 
 

@@ -181,8 +181,8 @@ def hand_out(
             also(tx)
             packages.add(tx, made)
             note_holders(tx)
-    except PolicyError:
-        path.with_name(path.name + PARTIAL).unlink()  # it holds keys that its recipient may not have
+    except (PolicyError, RefusedError):
+        path.with_name(path.name + PARTIAL).unlink()  # it was not recorded, and holds keys that nobody is to have
         raise
     path.with_name(path.name + PARTIAL).rename(path)
     sync_folder(path.parent)

@@ -11,11 +11,12 @@ compared in that transaction with what is there by then, and nothing stays where
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from hsmkm.config import SYSTEM_TITLE, load_model
 from hsmkm.errors import PartlyDoneError, RefusedError
@@ -34,12 +35,14 @@ from hsmkm.steps.register import concentrator_of
 from hsmkm.steps.renew import failing
 from hsmkm.steps.results import Outcome, Sent, Told
 from hsmkm.steps.tell import tell
-from hsmkm.store import groups, holders, key_sets, meters, packages, renewals
+from hsmkm.store import groups, holders, key_sets, key_states, meters, packages, renewals
 from hsmkm.store.key_set import KeySet, KeySetRef, KeyState
 from hsmkm.store.meter import Meter
 from hsmkm.store.packages import PackageRecord
 from hsmkm.store.parties import Party as Registered
 from hsmkm.store.store import Transaction
+
+K = TypeVar("K")
 
 _Entries = tuple[Meter, Meter, list[Outgoing]]
 """A meter as it is and as it is to be, and what its concentrator is told of it."""
@@ -50,6 +53,7 @@ class _Known:
     """What the store said of the meters of a page at one moment, besides their rows and keys."""
 
     generations: dict[tuple[bytes, int, int], list[int]]
+    states: dict[KeySetRef, KeyState]
     given: dict[KeySetRef, list[PackageRecord]]
     """The packages, taken or still waiting, that gave the concentrator a key set."""
 
@@ -85,19 +89,28 @@ def register_in_advance(
     """
     desk = _Desk(party, concentrator_of(party, concentrator))
     sent: dict[str, Sent] = {}
-    places = read_places(path)
-    while page := list(islice(places, MAX_METERS)):
-        outcomes: list[Outcome] = []
-        with party.store.read() as tx:
-            entries, known = _looked_up(desk, tx, page, outcomes)
-        for part in _parts(entries):
-            earlier = (one for *_, items in part for item in items for one in _given(known, item))
-            sent |= {one.id: sent_of(party, one) for one in earlier if one.state == SENT}
-            made = _tell(desk, part, known)
-            sent[made.id] = made
-        yield from outcomes
+    refused: RefusedError | None = None
+    try:
+        yield from _send_all(desk, read_places(path), sent)
+    except RefusedError as error:
+        refused = error  # told when what was sent before has its receipts: that much is done
     for item in sent.values():
         yield _receipted(party, item, wait)
+    if refused is not None:
+        raise refused
+
+
+def _send_all(desk: _Desk, places: Iterator[Place], sent: dict[str, Sent]) -> Iterator[Outcome]:
+    """Send the packages of a list, and add them to `sent`; gives the outcome of each meter that is left as it was."""
+    while page := list(islice(places, MAX_METERS)):
+        outcomes: list[Outcome] = []
+        with desk.party.store.read() as tx:
+            entries, known = _looked_up(desk, tx, page, outcomes)
+        yield from outcomes
+        for part in _parts(entries):
+            earlier = [one for *_, items in part for item in items for one in _given(known, item)]
+            made = _tell(desk, part, known)
+            sent |= {one.id: sent_of(desk.party, one) for one in earlier if one.state == SENT} | {made.id: made}
 
 
 def _receipted(party: Party, sent: Sent, wait: int) -> Told:
@@ -138,7 +151,8 @@ def _looked_up(
                 )
             told = _told(desk, tx, after, found, members.get(before.system_title, ()))
             entries.append((before, after, told))
-    return entries, _Known(key_sets.generations_of(tx, titles), _packages_with(desk, tx, titles))
+    states = key_states.recorded_of(tx, titles)
+    return entries, _Known(key_sets.generations_of(tx, titles), states, _packages_with(desk, tx, titles))
 
 
 def _moved(desk: _Desk, tx: Transaction, page: Sequence[Place], outcomes: list[Outcome]) -> list[tuple[Meter, Meter]]:
@@ -213,13 +227,26 @@ def _tell(desk: _Desk, part: Sequence[_Entries], known: _Known) -> Sent:
 
 
 def _refuse_changed(tx: Transaction, before: Sequence[Meter], known: _Known) -> None:
-    """Raise RefusedError unless the meters and their generations are what the package was made of."""
+    """Raise RefusedError unless meters, their generations and states, and what was given, are as the package has it."""
     titles = [meter.system_title for meter in before]
     there = meters.of_titles(tx, titles)
     changed = {meter.system_title for meter in before if there.get(meter.system_title) != meter}
     changed |= renewals.under_way(tx, titles)
-    now = key_sets.generations_of(tx, titles)
-    changed |= {place[0] for place, numbers in now.items() if known.generations.get(place) != numbers}
+    changed |= {place[0] for place in _differing(known.generations, key_sets.generations_of(tx, titles))}
+    changed |= {ref.system_title for ref in _differing(known.states, key_states.recorded_of(tx, titles))}
+    changed |= {ref.system_title for ref, some in known.given.items() if any(_is_refused(tx, one) for one in some)}
+    changed &= set(titles)
     if changed:
         named = min(changed).hex().upper()
         raise RefusedError(f"meter {named} was changed by another at the same time", hint="give the list again")
+
+
+def _differing(before: Mapping[K, object], now: Mapping[K, object]) -> set[K]:
+    """Give what is not in both with the same value; `before` is of a whole page, and `now` of a part of it."""
+    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+
+
+def _is_refused(tx: Transaction, given: PackageRecord) -> bool:
+    """Tell whether a package that gave keys was refused meanwhile."""
+    found = packages.get(tx, given.id)
+    return found is None or found.state not in (SENT, ACCEPTED)

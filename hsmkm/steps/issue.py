@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -157,11 +158,12 @@ class _Issuing:
     def issue(self, wanted: Sequence[Wanted]) -> Iterator[Made]:
         """Issue certificates, each batch durable before its certificates are given."""
         signatures: list[bytes] = []
-        for some in self.party.hands.work(len(wanted), sign_drafts, self._drafts(wanted)):
-            signatures += some
-            if len(signatures) == len(self._recorded[0][0]):
-                yield from self._complete(*self._recorded.popleft(), signatures)
-                signatures = []
+        with closing(self.party.hands.work(len(wanted), sign_drafts, self._drafts(wanted))) as answers:
+            for some in answers:
+                signatures += some
+                if len(signatures) == len(self._recorded[0][0]):
+                    yield from self._complete(*self._recorded.popleft(), signatures)
+                    signatures = []
 
     def _drafts(self, wanted: Sequence[Wanted]) -> Iterator[tuple[Terms, list[Draft]]]:
         """Record batch after batch, and give what workers are to sign of it."""

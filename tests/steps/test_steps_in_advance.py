@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from hsmkm.steps import deliver, in_advance
 from hsmkm.steps.deliver import accept_receipt
 from hsmkm.steps.exporting import export
 from hsmkm.steps.in_advance import register_in_advance
+from hsmkm.steps.life import compromise
 from hsmkm.steps.party import Party
 from hsmkm.steps.provision import provision
 from hsmkm.steps.receive import receive_file
-from hsmkm.steps.results import Outcome, Told
+from hsmkm.steps.results import Outcome, Sent, Told
 from hsmkm.store import holders, key_sets, meters, packages
 from hsmkm.store.key_set import KeyState
 from tests.realm import Realm, title_of
@@ -155,6 +157,51 @@ def test_a_meter_that_changes_meanwhile_is_not_told_of(delivered: Realm, monkeyp
     with delivered.open("utility") as party:
         with pytest.raises(RefusedError, match=f"{title_of(3)} was changed by another"):
             told(party, places(delivered))
+        assert {concentrator for concentrator, _, _ in where(party)} == {None}
+
+
+def test_keys_that_are_compromised_meanwhile_are_not_given(delivered: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after_a_compromise(party: Party, *args: object) -> object:
+        compromise(party, [title_of(2)], "its line was seen")
+        return deliver.send(party, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(in_advance, "send", after_a_compromise)
+    with delivered.open("utility") as party:
+        with pytest.raises(RefusedError, match=f"{title_of(2)} was changed by another"):
+            told(party, places(delivered, *(f"{title_of(serial)},10.0.0.1:4059" for serial in (1, 2, 3))))
+        assert {concentrator for concentrator, _, _ in where(party)} == {None}
+    assert not list(delivered.home("utility").glob("packages/*.partial"))
+
+
+def test_what_was_sent_before_a_refusal_is_told_of(delivered: Realm, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Sent] = []
+
+    def refused_the_second_time(*args: object) -> Sent:
+        if sent:
+            raise RefusedError("the second is refused")
+        sent.append(deliver.send(*args))  # type: ignore[arg-type]
+        return sent[0]
+
+    monkeypatch.setattr(in_advance, "MAX_METERS", 1)
+    monkeypatch.setattr(in_advance, "send", refused_the_second_time)
+    with delivered.open("utility") as party:
+        given = places(delivered, *(f"{title_of(serial)},10.0.0.1:4059" for serial in (1, 2)))
+        outcomes = register_in_advance(party, given, CLIENT, 0)
+        first = next(outcomes)
+        assert isinstance(first, Told)
+        assert [first.sent] == sent
+        with pytest.raises(RefusedError, match="the second is refused"):
+            next(outcomes)
+
+
+def test_a_list_that_is_a_pipe_or_has_an_endless_line_is_refused(delivered: Realm) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as pipe, delivered.open("utility") as party:
+        pipe.write(f"{title_of(1)},10.0.0.1:4059\n")
+        with pytest.raises(InputError, match="is no file"):
+            told(party, Path(f"/dev/fd/{reading}"))
+        with pytest.raises(InputError, match="fault"):
+            told(party, places(delivered, f"{title_of(1)},{'1' * 5000}"))
         assert {concentrator for concentrator, _, _ in where(party)} == {None}
 
 
