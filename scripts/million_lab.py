@@ -23,6 +23,7 @@ from million_work import process
 from hsmkm.steps.exporting import export
 from hsmkm.steps.party import Party, open_party
 from hsmkm.token.workers import Worker
+from tests import postgresql
 from tests.interop.package_opener import NAME as OPENER
 from tests.interop.package_opener import PackageOpener
 from tests.realm import HSMKM, Realm, build_realm, title_of
@@ -65,6 +66,8 @@ class Lab:
         if self.records and self.records[0]["plan"] != repr(plan):
             raise LabError(f"{folder} is that of another run: {self.records[0]['plan']}")
         self.realm = Realm(folder / "realm")
+        if postgresql.chosen():
+            postgresql.shared()
         if not self.records:
             here = machine()  # its load before this run begins
             shutil.rmtree(self.realm.folder, ignore_errors=True)
