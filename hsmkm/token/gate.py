@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Gate:
@@ -31,15 +31,19 @@ class Gate:
                 self._inside -= 1
                 self._changed.notify_all()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be inside alone; the caller is not inside yet."""
+    def alone(self, wanted: Callable[[], bool], act: Callable[[], None]) -> None:
+        """Act alone, unless somebody else did meanwhile and it is not wanted any more; the caller is not inside yet.
+
+        Of many who want the same one acts: each in turn would wait for those inside, who are in long calls.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._shut)
+            if not wanted():
+                return
             self._shut = True
             self._changed.wait_for(lambda: not self._inside)
         try:
-            yield
+            act()
         finally:
             with self._changed:
                 self._shut = False

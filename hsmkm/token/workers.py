@@ -369,9 +369,7 @@ class _Serving:
     def _answer(self, link: Link[Any, Any], verb: str, function: Callable[..., Any], args: tuple[object, ...]) -> None:
         context = self._context
         if isinstance(context, Wearing) and context.worn:
-            with self._gate.alone():
-                if context.worn:
-                    context.recycle()
+            self._gate.alone(lambda: context.worn, context.recycle)
         with self._gate.among_others():
             if isinstance(context, BetweenCalls):
                 context.between_calls()
