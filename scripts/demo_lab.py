@@ -20,6 +20,7 @@ HSMKM = Path(sys.executable).with_name("hsmkm")
 COMMAND_SECONDS = 600
 STOP_SECONDS = 20
 STEPS = 7
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 Row = dict[str, Any]
 
@@ -50,6 +51,26 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off to the end, so that who stops the processes knows of each that was started.
+
+    Not by a mask of signals, which children inherit. Only the main thread is ever disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 @dataclass(slots=True)
 class Processes:
     """Every process that the demo started and that may still run, so that none outlives it."""
@@ -60,7 +81,7 @@ class Processes:
 
     def start(self, command: Sequence[str], errors: Any, environment: dict[str, str]) -> subprocess.Popen[str]:  # noqa: ANN401 - what Popen takes
         """Start a process in a session of its own: Ctrl-C reaches the demo alone, which stops the others in order."""
-        with self.lock:
+        with undisturbed(), self.lock:
             if self.stopped:
                 raise DemoError("the demo is being stopped")
             process = subprocess.Popen(  # noqa: S603 - our own program
@@ -77,7 +98,7 @@ class Processes:
 
     def forget(self, process: subprocess.Popen[str]) -> None:
         """Take note that a process has ended."""
-        with self.lock:
+        with undisturbed(), self.lock:
             self.running.pop(process.pid, None)
 
     def stop(self, process: subprocess.Popen[str]) -> int:

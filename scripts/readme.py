@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,23 +84,43 @@ def comparable(output: str) -> list[str]:
     return [" ".join(line.split()) for line in output.splitlines()]
 
 
-def free_ports() -> tuple[int, ...]:
-    """Find as many ports as the walk-through takes, the first two next to each other."""
+@contextmanager
+def held_ports() -> Iterator[tuple[int, ...]]:
+    """Hold the ports that the walk-through takes, the first two next to each other, so that nobody else is given one.
+
+    Servers may listen on them all the same, as they reuse addresses.
+    """
     while True:
-        with socket.socket() as one, socket.socket() as other, socket.socket() as third, socket.socket() as fourth:
-            for held in (one, third, fourth):
-                held.bind(("127.0.0.1", 0))
-            first = int(one.getsockname()[1])
+        with ExitStack() as stack:
+            held = [stack.enter_context(socket.socket()) for _ in PORTS]
+            for each in held:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one, other, *rest = held
+            for each in (one, *rest):
+                each.bind(("127.0.0.1", 0))
             try:
-                other.bind(("127.0.0.1", first + 1))
+                other.bind(("127.0.0.1", one.getsockname()[1] + 1))
             except (OSError, OverflowError):
                 continue
-            return (first, first + 1, int(third.getsockname()[1]), int(fourth.getsockname()[1]))
+            yield tuple(each.getsockname()[1] for each in held)
+            return
 
 
 def run(shown: Sequence[Command], folder: Path) -> Iterator[tuple[Command, int]]:
     """Run commands in one bash in this folder, and give each with what it printed and its exit code."""
-    ports = dict(zip(map(str, PORTS), map(str, free_ports()), strict=True))
+    with held_ports() as taken:
+        ports = dict(zip(map(str, PORTS), map(str, taken), strict=True))
+        text = _run(shown, folder, ports)
+    text = re.sub(rf"({re.escape(str(folder / 'tmp'))}\.\w+)(\S*)( *)", _named_lab, text)
+    text = _replaced(text, {own: shown_port for shown_port, own in ports.items()})
+    parts = re.findall(rf"{_MARK}begin\n(.*?){_MARK}end (\d+)\n", text, re.DOTALL)
+    for command, (printed, code) in zip(shown, parts, strict=False):
+        whole = printed if not printed or printed.endswith("\n") else f"{printed}\n"
+        yield replace(command, output=whole), int(code)
+
+
+def _run(shown: Sequence[Command], folder: Path, ports: dict[str, str]) -> str:
+    """Run commands on these ports, and give all they printed."""
     script = folder / "script"
     script.write_text(_script(_replaced(command.text, ports) for command in shown), encoding="utf-8")
     program = Path(sys.executable).parent
@@ -122,13 +143,7 @@ def run(shown: Sequence[Command], folder: Path) -> Iterator[tuple[Command, int]]
             timeout=SECONDS,
             check=False,
         )
-    text = log.read_text(encoding="utf-8")
-    text = re.sub(rf"({re.escape(str(folder / 'tmp'))}\.\w+)(\S*)( *)", _named_lab, text)
-    text = _replaced(text, {own: shown_port for shown_port, own in ports.items()})
-    parts = re.findall(rf"{_MARK}begin\n(.*?){_MARK}end (\d+)\n", text, re.DOTALL)
-    for command, (printed, code) in zip(shown, parts, strict=False):
-        whole = printed if not printed or printed.endswith("\n") else f"{printed}\n"
-        yield replace(command, output=whole), int(code)
+    return log.read_text(encoding="utf-8")
 
 
 def _named_lab(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from hsmkm.errors import TokenUnreachableError
 from hsmkm.token.profile import load_profile
@@ -23,6 +24,9 @@ from tests.realm import TITLES, Realm, build_realm, copy_realm, forget_realm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+settings.register_profile("no deadline", deadline=None)  # no test depends on a time
+settings.load_profile("no deadline")
 
 
 def make_token(home: Path, label: str = "test", profile: str = SOFTHSM) -> TokenSettings:

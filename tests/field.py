@@ -31,11 +31,12 @@ from hsmkm.steps.register import register
 from hsmkm.steps.register_party import PartyPlan, register_party
 from hsmkm.steps.results import Outcome
 from hsmkm.store import key_sets, meters, packages
+from tests.ports import held_port
 from tests.realm import ACTOR, HSMKM, TITLES, Realm, title_of
 
 SERIALS = tuple(range(1, 13))
 ENERGY = AttributeRef(3, LogicalName.parse("1.0.1.8.0.255"), 2)
-PATIENCE = 30.0
+PATIENCE = 60.0
 KINDS = {"concentrator": "client", "other-concentrator": "relay"}
 
 
@@ -130,6 +131,7 @@ class Field:
     realm: Realm
     stack: ExitStack
     ports: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
     started: int = 0
 
     def start(self, name: str, *arguments: str, environment: dict[str, str] | None = None) -> Running:
@@ -139,9 +141,15 @@ class Field:
         command = [str(HSMKM), "--home", str(self.realm.home(name)), "--actor", ACTOR, *arguments]
         return self.stack.enter_context(started(command, log, environment or {}))
 
+    def listen(self, name: str) -> str:
+        """Where a party's process listens, the same each time; nobody else gets the port in between."""
+        if name not in self.held:
+            self.held[name] = self.stack.enter_context(held_port())
+        return f"127.0.0.1:{self.held[name]}"
+
     def serve(self) -> Running:
         """Start the AIM's service, on the same port each time."""
-        environment = {"HSMKM_SERVICE_LISTEN": f"127.0.0.1:{self.ports.get('utility', 0)}"}
+        environment = {"HSMKM_SERVICE_LISTEN": self.listen("utility")}
         running = self.start("utility", "serve", environment=environment)
         self.ports["utility"] = running.port
         return running
@@ -152,7 +160,7 @@ class Field:
         `reading` are its settings in the section concentrator.reading.
         """
         environment = {
-            "HSMKM_CONCENTRATOR_LISTEN": f"127.0.0.1:{self.ports.get(name, 0)}",
+            "HSMKM_CONCENTRATOR_LISTEN": self.listen(name),
             "HSMKM_CONCENTRATOR_AIM_URL": f"https://127.0.0.1:{self.ports['utility']}",
             "HSMKM_CONCENTRATOR_POLL_SECONDS": "1",
             "HSMKM_CONCENTRATOR_KIND": KINDS[name],

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import demo_lab
+
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = (sys.executable, str(ROOT / "scripts" / "demo.py"))
 SECONDS = 300
@@ -26,7 +28,7 @@ def run(*options: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def shape(lines: str) -> list[str]:
     """Leave out numbers, sizes and identifiers."""
-    return [re.sub(r"\b[0-9a-fA-F.,]*\d[0-9a-fA-F.,]*\b", "#", line) for line in lines.splitlines()]
+    return [re.sub(r"\b(?:[0-9a-f]{8}|[0-9a-fA-F.,]*\d[0-9a-fA-F.,]*)\b", "#", line) for line in lines.splitlines()]
 
 
 @pytest.mark.slow
@@ -92,6 +94,23 @@ def sigint_default() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_default")
+@pytest.mark.parametrize("number", demo_lab.ENDING)
+def test_ctrl_c_waits_until_a_process_that_is_being_started_is_known(number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    known = []
+
+    def start() -> None:
+        with demo_lab.undisturbed():
+            signal.raise_signal(number)
+            known.append("a process")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert known == ["a process"]
+    assert signal.signal(signal.SIGTERM, before) is signal.default_int_handler
 
 
 @pytest.mark.usefixtures("sigint_default")

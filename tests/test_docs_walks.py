@@ -119,7 +119,7 @@ def test_a_third_party_reaches_a_meter_as_its_page_says(realm: Realm, tmp_path: 
     with third.delivered(realm, 1):
         done = walk("third-party.md", {"LAB": str(realm.folder), "METER": mechanisms.TITLE}, tmp_path)
     assert differences(done) == []
-    assert all(b"\x01\xe2\x40" not in path.read_bytes() for path in realm.folder.glob("*.apdu"))
+    assert all(b"\x06\x00\x01\xe2\x40" not in path.read_bytes() for path in realm.folder.glob("*.apdu"))
 
 
 @pytest.mark.slow

@@ -132,7 +132,17 @@ class Relay:
         if task is None:
             raise RuntimeError("a connection is served outside of a task")
         self._running.add(task)
-        head_end = _Stream(reader, writer)
+        try:
+            await self._attend(_Stream(reader, writer))
+        except asyncio.CancelledError:
+            # `stop` alone does this, and wants no more of it: asyncio.streams logs a traceback of a cancelled task.
+            writer.transport.abort()
+            logger.info("head end connection closed: the relay ends")
+        finally:
+            self._running.discard(task)
+
+    async def _attend(self, head_end: _Stream) -> None:
+        """Serve a connection until it ends, and close it; whatever ends it is logged."""
         try:
             await self._serve(head_end)
         except HsmkmError as error:
@@ -143,7 +153,6 @@ class Relay:
             logger.info("head end connection lost: %s", type(error).__name__)
         finally:
             await head_end.close()
-            self._running.discard(task)
 
     async def _serve(self, head_end: _Stream) -> None:
         if len(self._running) > self._settings.most_connections:

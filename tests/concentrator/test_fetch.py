@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from hsmkm.concentrator.fetch import fetch_packages
 from hsmkm.errors import HsmkmError, PolicyError, ProtocolError, RefusedError, TokenUnreachableError, TransportError
 from hsmkm.link.aim import Aim
 from hsmkm.link.tls import ReloadingContext, client_context, server_context
+from tests.ports import held_port
 from tests.tls_pki import TlsPki
 
 if TYPE_CHECKING:
@@ -214,11 +216,9 @@ def test_another_server_of_the_same_pki_is_not_the_aim(aim: FakeAim, tmp_path: P
         fetch_packages(Aim("127.0.0.1", aim.server_address[1], context, 10.0), accept)
 
 
-def test_an_aim_that_does_not_listen_is_a_transport_error(address: Aim, aim: FakeAim) -> None:
-    aim.socket.close()
-
-    with pytest.raises(TransportError, match="cannot be reached"):
-        fetch_packages(address, accept)
+def test_an_aim_that_does_not_listen_is_a_transport_error(address: Aim) -> None:
+    with held_port() as port, pytest.raises(TransportError, match="cannot be reached"):
+        fetch_packages(replace(address, port=port), accept)
 
 
 VALUES = st.none() | st.text() | st.integers()

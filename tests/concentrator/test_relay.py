@@ -16,6 +16,7 @@ from hsmkm.link import gateway
 from hsmkm.link.tls import TlsLink, client_context, server_context
 from hsmkm.link.wrapper import Decoder, Frame
 from tests.field import wait_until
+from tests.ports import held_port
 from tests.tls_pki import Holder, TlsPki
 
 if TYPE_CHECKING:
@@ -215,17 +216,17 @@ def test_a_broadcast_reaches_the_meter_and_nobody_waits_for_an_answer(
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("answer", "reason", "timeout"),
     [
-        (silent, "gave no answer in time"),
-        (for_another_client, "answered for other service access points"),
-        (junk, "wrapper version"),
+        (silent, "gave no answer in time", 1.0),
+        (for_another_client, "answered for other service access points", TIMEOUT),
+        (junk, "wrapper version", TIMEOUT),
     ],
 )
 def test_where_the_meter_has_no_answer_the_connection_is_closed_and_the_reason_logged(
-    world: World, caplog: pytest.LogCaptureFixture, answer: Callable[[Frame], bytes], reason: str
+    world: World, caplog: pytest.LogCaptureFixture, answer: Callable[[Frame], bytes], reason: str, timeout: float
 ) -> None:
-    world.settings = replace(world.settings, answer_timeout=0.3)
+    world.settings = replace(world.settings, answer_timeout=timeout)
     world.meters[METER].answer = answer
 
     with relaying(world), pytest.raises(TransportError, match="closed the connection"):
@@ -243,6 +244,20 @@ def test_more_than_one_answer_ends_the_conversation_before_the_next_request(worl
     assert len(world.meters[METER].frames) == 1
 
 
+def test_a_relay_that_ends_in_the_midst_of_a_conversation_says_so_and_stumbles_over_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with ExitStack() as left:
+        with relaying(world):
+            link = left.enter_context(world.link())
+            link.exchange(APDU, 1, 1)
+        with pytest.raises(TransportError):
+            link.exchange(APDU, 1, 1)
+    assert "head end connection closed: the relay ends" in caplog.text
+    assert [record for record in caplog.records if record.name == "asyncio" and record.levelno > logging.INFO] == []
+
+
 def test_an_unknown_meter_closes_the_connection(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with relaying(world), pytest.raises(TransportError):
         world.ask(STRANGER)
@@ -250,11 +265,10 @@ def test_an_unknown_meter_closes_the_connection(world: World, caplog: pytest.Log
 
 
 def test_a_meter_that_cannot_be_reached_closes_the_connection(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        world.meters[STRANGER] = FakeMeter(reverse, port=listener.getsockname()[1])
-
-    with relaying(world), pytest.raises(TransportError):
-        world.ask(STRANGER)
+    with held_port() as port, relaying(world):
+        world.meters[STRANGER] = FakeMeter(reverse, port=port)
+        with pytest.raises(TransportError):
+            world.ask(STRANGER)
     assert "cannot be reached" in caplog.text
 
 

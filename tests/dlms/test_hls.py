@@ -51,7 +51,7 @@ def test_another_secret_or_challenge_is_refused(mechanism: Mechanism) -> None:
 def test_the_secret_is_digested_where_it_is() -> None:
     digest = SECRET.digest(DIGESTS[Mechanism.HLS_SHA256], b"before", b"after")
     assert digest == hashlib.sha256(b"before12345678after").digest()
-    assert "1234" not in repr(SECRET)
+    assert "12345678" not in repr(SECRET)
 
 
 def test_mechanism_5_answers_under_a_counter_of_its_own() -> None:

@@ -33,6 +33,7 @@ from tests.faults.record import read
 from tests.faults.report import Report
 from tests.faults.shim import FOREVER, NOTHING, Plan, Shim, build
 from tests.faults.theatre import OPERATIONS, Operation, Stage, Theatre, checked
+from tests.ports import held_port
 from tests.realm import ACTOR
 
 T = TypeVar("T")
@@ -98,8 +99,8 @@ def patience(seconds: float) -> float:
 def run(sample: int | None, seed: int) -> Report:
     """Break every call of every operation, or a sample of them; and see a client that breaks its promises."""
     shim = build()
-    with tempfile.TemporaryDirectory() as folder, through(shim):
-        theatre = Theatre(Path(folder), shim)
+    with tempfile.TemporaryDirectory() as folder, through(shim), held_port() as port:
+        theatre = Theatre(Path(folder), shim, port)
         every = _injections(theatre)
         calls, workers = _chosen(every, sample, seed, "calls"), _chosen(_endings(every), sample, seed, "workers")
         tally = _break_all() if sample is None else _break(theatre, calls, workers)
@@ -136,8 +137,8 @@ def _break_all() -> Tally:
 def _break_share(place: int, of: int) -> Tally:
     """Strike every call whose turn it is."""
     shim = build()
-    with tempfile.TemporaryDirectory() as folder, through(shim):
-        theatre = Theatre(Path(folder), shim)
+    with tempfile.TemporaryDirectory() as folder, through(shim), held_port() as port:
+        theatre = Theatre(Path(folder), shim, port)
         every = _injections(theatre)
         return _break(theatre, every[place::of], _endings(every)[place::of])
 

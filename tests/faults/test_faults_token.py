@@ -12,6 +12,7 @@ from tests.faults import harness_record, harness_token
 from tests.faults.harness_token import Injection, Tally, break_call, operation_named
 from tests.faults.shim import Plan, build
 from tests.faults.theatre import Theatre
+from tests.ports import held_port
 
 pytestmark = pytest.mark.slow
 SAMPLE, SEED = 8, 1
@@ -20,8 +21,8 @@ SAMPLE, SEED = 8, 1
 @pytest.fixture
 def theatre(tmp_path: Path) -> Iterator[Theatre]:
     shim = build()
-    with harness_token.through(shim):
-        yield Theatre(tmp_path, shim)
+    with harness_token.through(shim), held_port() as port:
+        yield Theatre(tmp_path, shim, port)
 
 
 def test_operations_recover_from_a_broken_token_or_end_clean_and_five_broken_clients_are_found() -> None:

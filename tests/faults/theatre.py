@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,13 +202,13 @@ def checked(party: Party) -> list[str]:
 
 
 class Theatre:
-    """The beginnings of all operations, in a folder."""
+    """The beginnings of all operations, in a folder; the meter is served on this port whenever it is."""
 
-    def __init__(self, folder: Path, shim: Shim) -> None:
+    def __init__(self, folder: Path, shim: Shim, port: int) -> None:
         self.folder = folder
         self.shim = shim
         self.realm = build_realm(folder / "realm")
-        self.port = _free_port()
+        self.port = port
         self._stages = count(1)
         self.meter = self.realm.folder / "meter.json"
         self._make()
@@ -272,9 +271,3 @@ class Theatre:
     def strike(self, stage: Stage) -> None:
         """Clear a stage away."""
         shutil.rmtree(stage.folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

@@ -22,6 +22,7 @@ from hsmkm.link.wrapper import Frame
 from hsmkm.simulator.meter import Meter
 from hsmkm.simulator.session import Session
 from hsmkm.simulator.state import MeterState
+from tests.ports import held_port
 
 REQUEST = b"\xc0\x01"
 METER = SystemTitle.parse("4D4D4D0000BC614E")
@@ -81,10 +82,9 @@ def test_an_answer_comes_back() -> None:
 
 
 def test_a_peer_that_is_not_there_is_named() -> None:
-    with silent() as port:
-        pass
-    with pytest.raises(TransportError, match=f"127.0.0.1:{port} cannot be reached: connection refused"):
+    with held_port() as port, pytest.raises(TransportError, match="cannot be reached: connection refused") as caught:
         TcpLink("127.0.0.1", port, 5).open()
+    assert f"127.0.0.1:{port} " in caught.value.message
 
 
 def test_silence_ends_with_the_timeout() -> None:

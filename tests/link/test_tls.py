@@ -15,6 +15,7 @@ from hsmkm.errors import HsmkmError, InputError, ProtocolError, RefusedError, Tr
 from hsmkm.link import gateway
 from hsmkm.link.tls import PeerRefusedError, PeerRule, TlsLink, client_context, reason_of, server_context
 from hsmkm.link.wrapper import Decoder, Frame
+from tests.ports import held_port
 from tests.tls_pki import DAY, Holder, TlsPki, now, write_key
 
 if TYPE_CHECKING:
@@ -362,10 +363,7 @@ def test_a_concentrator_that_hangs_up_is_a_transport_error(sides: Sides) -> None
 
 
 def test_nobody_listening_is_a_transport_error(sides: Sides) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-    with pytest.raises(TransportError, match="refused"):
+    with held_port() as port, pytest.raises(TransportError, match="refused"):
         ask(sides.client, port)
 
 

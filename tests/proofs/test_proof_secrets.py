@@ -295,7 +295,7 @@ def test_a_planted_key_is_found_in_a_table_also_where_the_file_cuts_it_into_page
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("CREATE TABLE notes (number INTEGER, text TEXT, octets BLOB)")
             database.execute("INSERT INTO notes VALUES (1, ?, ?)", (other.hex(), b"." * place + key + b"." * 5000))
-        assert needles.in_database(path) == {"meter guek raw", "meter gak in hex"}
+        assert {"meter guek raw", "meter gak in hex"} <= needles.in_database(path)
 
 
 def test_a_planted_key_is_found_in_the_memory_the_arguments_and_the_environment_of_a_process(tmp_path: Path) -> None:

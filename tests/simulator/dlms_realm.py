@@ -36,6 +36,8 @@ from hsmkm.simulator.state import MeterState
 
 METER, CLIENT = SystemTitle.parse("4D4D4D0000BC614E"), SystemTitle.parse("4D4D4D0000000001")
 THIRD = SystemTitle.parse("4D4D4D0000000003")
+NO_TAG = 1 << 158
+"""Set in a serial number of 20 octets, so that none begins as a DER INTEGER does."""
 SIGNATURE, AGREEMENT, TLS = (
     CertificateType.DIGITAL_SIGNATURE,
     CertificateType.KEY_AGREEMENT,
@@ -79,7 +81,7 @@ class Authority:
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(public)
-        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.serial_number(x509.random_serial_number() | NO_TAG)
         builder = builder.not_valid_before(now + timedelta(days[0])).not_valid_after(now + timedelta(days[1]))
         signs, agrees = kind in (SIGNATURE, TLS), kind in (AGREEMENT, TLS)
         usage = x509.KeyUsage(signs, False, False, False, agrees, kind is None, kind is None, False, False)

@@ -55,7 +55,7 @@ class Head:
         self.port = port
         self.counters: dict[int, SoftwareCounter] = {}
 
-    def link(self, number: int, timeout: float = 5) -> TcpLink:
+    def link(self, number: int, timeout: float = 30) -> TcpLink:
         return TcpLink(f"127.0.{number >> 8}.{number & 0xFF}", self.port, timeout)
 
     def client(self, link: TcpLink, number: int, guek: bytes = KEYS[KeyId.GUEK]) -> Client:
@@ -170,14 +170,14 @@ def test_what_befalls_an_exchange_ends_the_connection_and_is_told(chances: Chanc
 
 def test_silence_leaves_the_connection_open() -> None:
     fleet = fleet_of(Chances(silence=1.0))
-    with heads(fleet) as head, head.link(3, timeout=0.1) as link, pytest.raises(TransportError, match="no answer"):
+    with heads(fleet) as head, head.link(3, timeout=1.0) as link, pytest.raises(TransportError, match="no answer"):
         head.client(link, 3).associate()
     assert fleet.tally.totals[Mishap.SILENCE] == 1
 
 
 def test_an_answer_is_late_by_the_delay() -> None:
     late = fleet_of(Chances(delay=(60.0, 60.0)))
-    with heads(late) as head, head.link(3, timeout=0.1) as link, pytest.raises(TransportError, match="no answer"):
+    with heads(late) as head, head.link(3, timeout=1.0) as link, pytest.raises(TransportError, match="no answer"):
         head.client(link, 3).associate()
     with heads(fleet_of(Chances(delay=(0.01, 0.02)))) as head:
         assert head.reads(3)
@@ -300,7 +300,7 @@ def test_the_command_serves_a_fleet_and_tells_what_befell_it(tmp_path: Path) -> 
         head = Head(int(port))
         assert head.reads(2000)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     address = IPv4Address("127.0.0.0") + 2000
     assert places.read_text().splitlines()[1999] == f"{SystemTitle.from_serial('MMM', 2255)},{address}:{port}"
     (totals,) = map(json.loads, report.read_text().splitlines())

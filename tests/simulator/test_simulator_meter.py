@@ -60,7 +60,7 @@ class Head:
             receive_counter=self.received,
             challenge=b"0123456789abcdef",
         )
-        with TcpLink("127.0.0.1", self.port, 5) as link:
+        with TcpLink("127.0.0.1", self.port, 30) as link:
             client = Client(link, Association(settings))
             client.associate()
             yield client

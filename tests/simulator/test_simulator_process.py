@@ -41,4 +41,4 @@ def test_a_process_serves_its_meters_until_it_is_told_to_stop(tmp_path: Path) ->
                 assert client.associate().server_title == title
                 assert client.get(attribute(Attribute.SERVER_SYSTEM_TITLE)).octets() == title.octets
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0

@@ -62,7 +62,7 @@ def test_a_failure_at_once_does_not_accuse_what_is_unwrapped_or_opened(vault: Va
         assert cipher.unprotect(bytes(12), 0x30, b"", protected) == b"reading"
         assert shim.hits == 1
         with pytest.raises(IntegrityError):
-            cipher.unprotect(bytes(12), 0x30, b"", protected[:-1] + b"\0")
+            cipher.unprotect(bytes(12), 0x30, b"", protected[:-1] + bytes([protected[-1] ^ 1]))
 
 
 def test_a_session_that_is_out_of_step_with_its_token_is_given_up(vault: Vault, shim: Shim) -> None:
